@@ -1,0 +1,80 @@
+// What an op is told: raw pointers, sizes, a dtype code, the number of threads. No torch, no
+// Python.
+#pragma once
+
+#include <cstdint>
+
+namespace kdgen {
+
+enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2 };
+
+// Group norm of x + add, affine, scale and shift, SiLU. Null pointers stand for absent inputs.
+// Images lie one after another; inside one, (channels, size) or, channels last, (size, channels).
+struct GroupNorm {
+  const void* x;
+  const float *weight, *bias;        // (channels)
+  const float *scale, *shift, *add;  // (n, channels); add may be (channels)
+  std::int64_t n, channels, size, groups;
+  float eps;
+  bool act, channels_last, add_per_image;
+  Dtype dtype;
+  int threads;
+};
+
+struct GroupNormForward : GroupNorm {
+  void* y;
+  float *mean, *rstd;  // (n, groups)
+};
+
+struct GroupNormBackward : GroupNorm {
+  const void* dy;
+  const float *mean, *rstd;
+  void* dx;
+  float *dweight, *dbias;         // (channels)
+  float *dscale, *dshift, *dadd;  // like their inputs; null where those are absent
+};
+
+// y = a * x_t + b * clamp(x0, -clip, clip); a and b per image where `a_each`, `b_each` are given.
+struct DdimUpdate {
+  const void *x_t, *x0;
+  void* y;
+  const float *a_each, *b_each;
+  float a, b, clip;  // clip <= 0: none
+  std::int64_t n, per_image;
+  Dtype dtype;
+  int threads;
+};
+
+// Bytes (n, size, channels) from images in either layout; with x0 given, of the DDIM update.
+struct ToUint8 {
+  DdimUpdate step;  // step.x0 null: x_t itself is the image; step.y: the bytes
+  std::int64_t channels, size;
+  bool channels_last;
+};
+
+enum class Draw : int { words, uniform, normal };
+
+struct Philox {
+  std::uint64_t seed;
+  std::uint32_t stream;
+  const std::int64_t* index;
+  void* out;  // (n, size): int64 for words, else float
+  std::int64_t n, size;
+  Draw draw;
+  int threads;
+};
+
+// One instruction set's versions of the ops.
+struct Table {
+  const char* name;
+  // Bytes of working memory the group norms need; the caller allocates them.
+  std::int64_t (*forward_scratch)(const GroupNormForward&);
+  std::int64_t (*backward_scratch)(const GroupNormBackward&);
+  void (*group_norm_silu_forward)(const GroupNormForward&, char* scratch);
+  void (*group_norm_silu_backward)(const GroupNormBackward&, char* scratch);
+  void (*ddim_update)(const DdimUpdate&);
+  void (*to_uint8)(const ToUint8&);
+  void (*philox)(const Philox&);
+};
+
+}  // namespace kdgen

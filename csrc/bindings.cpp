@@ -1,0 +1,210 @@
+// kdgen._native: checks what can be checked of raw pointers, releases the GIL, forwards.
+//
+// Tensors arrive as addresses (`tensor.data_ptr()`), so the module works with every torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "isa.h"
+
+namespace py = pybind11;
+using kdgen::Dtype;
+
+namespace {
+
+using Address = std::uint64_t;
+
+template <class T>
+T* at(Address a) {
+  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(a));
+}
+
+void require(bool good, const char* op, const std::string& wrong) {
+  if (!good) throw py::value_error(std::string(op) + ": " + wrong);
+}
+
+void require_pointers(const char* op, bool used, std::initializer_list<const void*> pointers) {
+  for (const void* p : pointers) require(!used || p, op, "an address is 0; expected a tensor's.");
+}
+
+Dtype dtype_of(const char* op, int code) {
+  require(
+      code >= 0 && code <= 2, op,
+      "dtype is " + std::to_string(code) + "; expected 0 (float32), 1 (float16) or 2 (bfloat16).");
+  return static_cast<Dtype>(code);
+}
+
+int threads_of(const char* op, int threads) {
+  require(threads >= 1, op, "threads is " + std::to_string(threads) + "; expected at least 1.");
+  return threads;
+}
+
+// Uninitialised and aligned working memory.
+struct Scratch {
+  explicit Scratch(std::int64_t bytes) : memory(new char[static_cast<std::size_t>(bytes) + 64]) {}
+  char* aligned() const {
+    return at<char>((reinterpret_cast<std::uintptr_t>(memory.get()) + 63) / 64 * 64);
+  }
+  std::unique_ptr<char[]> memory;
+};
+
+void check(const char* op, const kdgen::GroupNorm& p) {
+  require(p.n >= 0 && p.channels >= 0 && p.size >= 0, op, "a size is negative.");
+  require(p.groups > 0 && p.channels % p.groups == 0, op,
+          std::to_string(p.channels) + " channels, groups is " + std::to_string(p.groups) +
+              "; expected groups to divide channels.");
+  require_pointers(op, p.n * p.channels * p.size > 0, {p.x, p.weight, p.bias});
+}
+
+bool empty(const kdgen::GroupNorm& p) { return p.n * p.channels * p.size == 0; }
+
+void group_norm_silu_forward(Address x, Address weight, Address bias, Address scale, Address shift,
+                             Address add, Address y, Address mean, Address rstd, std::int64_t n,
+                             std::int64_t channels, std::int64_t size, std::int64_t groups,
+                             float eps, bool act, bool channels_last, bool add_per_image, int dtype,
+                             int threads) {
+  constexpr const char* op = "group_norm_silu_forward";
+  kdgen::GroupNormForward p;
+  static_cast<kdgen::GroupNorm&>(p) = {at<void>(x),
+                                       at<float>(weight),
+                                       at<float>(bias),
+                                       at<float>(scale),
+                                       at<float>(shift),
+                                       at<float>(add),
+                                       n,
+                                       channels,
+                                       size,
+                                       groups,
+                                       eps,
+                                       act,
+                                       channels_last,
+                                       add_per_image,
+                                       dtype_of(op, dtype),
+                                       threads_of(op, threads)};
+  p.y = at<void>(y);
+  p.mean = at<float>(mean);
+  p.rstd = at<float>(rstd);
+  check(op, p);
+  if (empty(p)) return;
+  require_pointers(op, true, {p.y, p.mean, p.rstd});
+  const py::gil_scoped_release released;
+  const Scratch scratch(kdgen::table().forward_scratch(p));
+  kdgen::table().group_norm_silu_forward(p, scratch.aligned());
+}
+
+void group_norm_silu_backward(Address dy, Address x, Address weight, Address bias, Address mean,
+                              Address rstd, Address scale, Address shift, Address add, Address dx,
+                              Address dweight, Address dbias, Address dscale, Address dshift,
+                              Address dadd, std::int64_t n, std::int64_t channels,
+                              std::int64_t size, std::int64_t groups, bool act, bool channels_last,
+                              bool add_per_image, int dtype, int threads) {
+  constexpr const char* op = "group_norm_silu_backward";
+  kdgen::GroupNormBackward p;
+  static_cast<kdgen::GroupNorm&>(p) = {at<void>(x),
+                                       at<float>(weight),
+                                       at<float>(bias),
+                                       at<float>(scale),
+                                       at<float>(shift),
+                                       at<float>(add),
+                                       n,
+                                       channels,
+                                       size,
+                                       groups,
+                                       0.0f,
+                                       act,
+                                       channels_last,
+                                       add_per_image,
+                                       dtype_of(op, dtype),
+                                       threads_of(op, threads)};
+  p.dy = at<void>(dy);
+  p.mean = at<float>(mean);
+  p.rstd = at<float>(rstd);
+  p.dx = at<void>(dx);
+  p.dweight = at<float>(dweight);
+  p.dbias = at<float>(dbias);
+  p.dscale = at<float>(dscale);
+  p.dshift = at<float>(dshift);
+  p.dadd = at<float>(dadd);
+  check(op, p);
+  if (empty(p)) return;
+  require_pointers(op, true, {p.dy, p.mean, p.rstd, p.dx, p.dweight, p.dbias});
+  const py::gil_scoped_release released;
+  const Scratch scratch(kdgen::table().backward_scratch(p));
+  kdgen::table().group_norm_silu_backward(p, scratch.aligned());
+}
+
+kdgen::DdimUpdate step(const char* op, Address x_t, Address x0, Address y, Address a_each,
+                       Address b_each, float a, float b, float clip, std::int64_t n,
+                       std::int64_t per_image, int dtype, int threads) {
+  require(n >= 0 && per_image >= 0, op, "a size is negative.");
+  require_pointers(op, n * per_image > 0, {at<void>(x_t), at<void>(y)});
+  return {at<void>(x_t),
+          at<void>(x0),
+          at<void>(y),
+          at<float>(a_each),
+          at<float>(b_each),
+          a,
+          b,
+          clip,
+          n,
+          per_image,
+          dtype_of(op, dtype),
+          threads_of(op, threads)};
+}
+
+void ddim_update(Address x_t, Address x0, Address y, Address a_each, Address b_each, float a,
+                 float b, float clip, std::int64_t n, std::int64_t per_image, int dtype,
+                 int threads) {
+  constexpr const char* op = "ddim_update";
+  const kdgen::DdimUpdate p =
+      step(op, x_t, x0, y, a_each, b_each, a, b, clip, n, per_image, dtype, threads);
+  require_pointers(op, n * per_image > 0, {p.x0});
+  const py::gil_scoped_release released;
+  kdgen::table().ddim_update(p);
+}
+
+void to_uint8(Address x_t, Address x0, Address y, Address a_each, Address b_each, float a, float b,
+              float clip, std::int64_t n, std::int64_t channels, std::int64_t size,
+              bool channels_last, int dtype, int threads) {
+  constexpr const char* op = "to_uint8";
+  require(channels >= 0 && size >= 0, op, "a size is negative.");
+  const kdgen::ToUint8 p = {
+      step(op, x_t, x0, y, a_each, b_each, a, b, clip, n, channels * size, dtype, threads),
+      channels, size, channels_last};
+  const py::gil_scoped_release released;
+  kdgen::table().to_uint8(p);
+}
+
+void philox(std::uint64_t seed, std::uint32_t stream, Address index, Address out, std::int64_t n,
+            std::int64_t size, int draw, int threads) {
+  constexpr const char* op = "philox";
+  require(n >= 0 && size >= 0, op, "a size is negative.");
+  require(draw >= 0 && draw <= 2, op,
+          "draw is unknown; expected 0 (words), 1 (uniform), 2 (normal).");
+  require_pointers(op, n * size > 0, {at<void>(index), at<void>(out)});
+  const kdgen::Philox p = {seed, stream, at<std::int64_t>(index),        at<void>(out),
+                           n,    size,   static_cast<kdgen::Draw>(draw), threads_of(op, threads)};
+  const py::gil_scoped_release released;
+  kdgen::table().philox(p);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "kdgen's compiled CPU kernels.";
+  m.attr("version") = KDGEN_VERSION;
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+  m.def("isa", [] { return std::string(kdgen::table().name); });
+  m.def("supported_isas", &kdgen::supported_isas);
+  m.def("select_isa", &kdgen::select_isa);
+  m.def("group_norm_silu_forward", &group_norm_silu_forward);
+  m.def("group_norm_silu_backward", &group_norm_silu_backward);
+  m.def("ddim_update", &ddim_update);
+  m.def("to_uint8", &to_uint8);
+  m.def("philox", &philox);
+}

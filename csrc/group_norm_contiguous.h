@@ -1,0 +1,263 @@
+// Group norm where a group's values lie together: one task is one group of one image.
+#pragma once
+
+#include "group_norm_parts.h"
+
+KDGEN_BEGIN
+
+// A channel's constants are one number along its row, or, where rows are too short to be worth a
+// loop (4x4 and 2x2 images), are spread out beforehand, one for each value of the group.
+struct Same {
+  Gain k;
+  float add(std::int64_t) const { return k.add; }
+  float gain(std::int64_t) const { return k.gain; }
+  float offset(std::int64_t) const { return k.offset; }
+};
+
+struct Each {
+  const float *adds, *gains, *offsets;
+  float add(std::int64_t i) const { return adds[i]; }
+  float gain(std::int64_t i) const { return gains[i]; }
+  float offset(std::int64_t i) const { return offsets[i]; }
+};
+
+constexpr std::int64_t kShort = 128;  // rows below this are spread out
+
+inline bool spread_out(const GroupNorm& p) {
+  return p.size < kShort && p.channels / p.groups * p.size <= kRun;
+}
+
+// Whether every image has the same constants, so that they are spread out once.
+inline bool alike(const GroupNorm& p) { return !p.scale && !p.shift && !p.add_per_image; }
+
+inline Each spread(const GroupNorm& p, std::int64_t image, std::int64_t group, float* to) {
+  const std::int64_t width = p.channels / p.groups, count = width * p.size;
+  for (std::int64_t d = 0, i = 0; d < width; ++d) {
+    const Gain k = gain_of(p, image, group * width + d);
+    for (std::int64_t s = 0; s < p.size; ++s, ++i) {
+      to[i] = k.add;
+      to[count + i] = k.gain;
+      to[2 * count + i] = k.offset;
+    }
+  }
+  return {to, to + count, to + 2 * count};
+}
+
+// The constants of all groups, spread out once, or of one group into `own`.
+struct Spread {
+  const GroupNorm& p;
+  float* shared;  // 3 * channels * size, or null
+
+  Spread(const GroupNorm& args, float* memory) : p(args), shared(memory) {
+    if (!shared) return;
+    for (std::int64_t g = 0; g < p.groups; ++g) spread(p, 0, g, of(g));
+  }
+
+  Each operator()(std::int64_t image, std::int64_t group, float* own) const {
+    const std::int64_t count = p.channels / p.groups * p.size;
+    if (!shared) return spread(p, image, group, own);
+    return {of(group), of(group) + count, of(group) + 2 * count};
+  }
+
+ private:
+  float* of(std::int64_t group) const {
+    return shared + 3 * (p.channels / p.groups) * p.size * group;
+  }
+};
+
+// ---- forward ------------------------------------------------------------------------------------
+
+template <class T, class K>
+double sum(const T* x, std::int64_t n, float origin, K k) {
+  double total = 0;
+  for (std::int64_t at = 0; at < n; at += kRun) {
+    const std::int64_t end = smaller(n, at + kRun);
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (std::int64_t i = at; i < end; ++i) s += (load(x[i]) - origin) + k.add(i);
+    total += s;
+  }
+  return total;
+}
+
+template <class T, class K>
+double squares(const T* x, std::int64_t n, float origin, K k) {
+  double total = 0;
+  for (std::int64_t at = 0; at < n; at += kRun) {
+    const std::int64_t end = smaller(n, at + kRun);
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (std::int64_t i = at; i < end; ++i) {
+      const float d = (load(x[i]) - origin) + k.add(i);
+      s += d * d;
+    }
+    total += s;
+  }
+  return total;
+}
+
+// Two passes, the first about a value of the group itself: no cancellation whatever the offset.
+// `over(f)` adds up f(x, n, constants) over the rows of the group.
+template <class Over>
+Moments measure(std::int64_t count, float eps, float origin, const Over& over) {
+  const double share = 1.0 / static_cast<double>(count);
+  const double mean = origin + share * over([&](auto x, std::int64_t n, const auto& k) {
+                                 return sum(x, n, origin, k);
+                               });
+  const float rounded = static_cast<float>(mean);
+  const double rest = mean - rounded;
+  const double about = share * over([&](auto x, std::int64_t n, const auto& k) {
+                         return squares(x, n, rounded, k);
+                       });
+  const double variance = about - rest * rest;
+  return moments(mean, variance < 0 ? 0 : variance, eps);
+}
+
+template <bool Act, class T, class K>
+void apply_row(const T* __restrict x, T* __restrict y, std::int64_t n, const Moments& m, K k) {
+  const float mean = m.mean, rest = m.rest, rstd = m.rstd;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float centred = (load(x[i]) - mean) + (k.add(i) - rest);
+    const float z = fused(centred, k.gain(i) * rstd, k.offset(i));
+    store(y + i, Act ? silu(z) : z);
+  }
+}
+
+template <bool Act, class T>
+void forward_contiguous(const GroupNormForward& p, const ForwardScratch& s) {
+  const std::int64_t width = p.channels / p.groups, count = width * p.size;
+  const int threads = useful_threads(p.n * p.channels * p.size, p.threads);
+  const bool flat = spread_out(p);
+  const Spread constants(p, flat && alike(p) ? s.constants : nullptr);
+  parallel_for(p.n * p.groups, threads, [&](std::int64_t task) {
+    const std::int64_t image = task / p.groups, first = task % p.groups * width;
+    const T* x = static_cast<const T*>(p.x) + task * count;
+    T* y = static_cast<T*>(p.y) + task * count;
+    Moments m;
+    if (flat) {
+      float own[3 * kRun];
+      const Each k = constants(image, task % p.groups, own);
+      m = measure(count, p.eps, load(x[0]), [&](const auto& f) { return f(x, count, k); });
+      apply_row<Act>(x, y, count, m, k);
+    } else {
+      m = measure(count, p.eps, load(x[0]), [&](const auto& f) {
+        double total = 0;
+        for (std::int64_t d = 0; d < width; ++d) {
+          total += f(x + d * p.size, p.size, Same{gain_of(p, image, first + d)});
+        }
+        return total;
+      });
+      for (std::int64_t d = 0; d < width; ++d) {
+        apply_row<Act>(x + d * p.size, y + d * p.size, p.size, m,
+                       Same{gain_of(p, image, first + d)});
+      }
+    }
+    p.mean[task] = m.mean;
+    p.rstd[task] = m.rstd;
+  });
+}
+
+// ---- backward -----------------------------------------------------------------------------------
+
+template <class T, class K>
+KDGEN_INLINE float normalised(T x, float mean, float rstd, const K& k, std::int64_t i) {
+  return ((load(x) - mean) + k.add(i)) * rstd;
+}
+
+// dz of one row, and its sums.
+template <bool Act, class T>
+Sums slope_row(const T* __restrict x, const T* __restrict dy, float* __restrict dz, std::int64_t n,
+               float mean, float rstd, Same k) {
+  Sums total = {0, 0, 0};
+  for (std::int64_t at = 0; at < n; at += kRun) {
+    const std::int64_t end = smaller(n, at + kRun);
+    float s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s1, s2, s3)
+    for (std::int64_t i = at; i < end; ++i) {
+      const float xhat = normalised(x[i], mean, rstd, k, i);
+      const float slope = Act ? silu_slope(fused(xhat, k.gain(i), k.offset(i))) : 1.0f;
+      const float d = load(dy[i]) * slope;
+      dz[i] = d;
+      s1 += d;
+      s2 += d * xhat;
+      s3 += xhat;
+    }
+    total.dz += s1;
+    total.dz_xhat += s2;
+    total.xhat += s3;
+  }
+  return total;
+}
+
+// dz and xhat of a whole group of short rows; the sums follow row by row.
+template <bool Act, class T>
+void slope_flat(const T* __restrict x, const T* __restrict dy, float* __restrict dz,
+                float* __restrict xhat, std::int64_t n, float mean, float rstd, Each k) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    xhat[i] = normalised(x[i], mean, rstd, k, i);
+    const float slope = Act ? silu_slope(fused(xhat[i], k.gain(i), k.offset(i))) : 1.0f;
+    dz[i] = load(dy[i]) * slope;
+  }
+}
+
+inline Sums sums_of(const float* dz, const float* xhat, std::int64_t n) {
+  float s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s1, s2, s3)
+  for (std::int64_t i = 0; i < n; ++i) {
+    s1 += dz[i];
+    s2 += dz[i] * xhat[i];
+    s3 += xhat[i];
+  }
+  return {s1, s2, s3};
+}
+
+template <class T, class K>
+void return_row(const T* x, const float* dz, T* dx, std::int64_t n, float mean, float rstd,
+                const Return& r, K k) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float xhat = normalised(x[i], mean, rstd, k, i);
+    store(dx + i, fused(dz[i], k.gain(i) * rstd, fused(xhat, r.tilt, r.level)));
+  }
+}
+
+template <bool Act, class T>
+void backward_contiguous(const GroupNormBackward& p, const BackwardScratch& s) {
+  const std::int64_t width = p.channels / p.groups, count = width * p.size;
+  const int threads = useful_threads(p.n * p.channels * p.size, p.threads);
+  const bool flat = spread_out(p);
+  const Spread constants(p, flat && alike(p) ? s.constants : nullptr);
+  const Gradients out = {p, s};
+  parallel_for(p.n * p.groups, threads, [&](std::int64_t task) {
+    const std::int64_t image = task / p.groups, first = task % p.groups * width;
+    const float mean = p.mean[task], rstd = p.rstd[task];
+    const T *x = static_cast<const T*>(p.x) + task * count,
+            *dy = static_cast<const T*>(p.dy) + task * count;
+    T* dx = static_cast<T*>(p.dx) + task * count;
+    float *dz = slopes<T>(p, s) + task * count, own[3 * kRun], xhat[kRun];
+    Sums* sums = s.sums + task * width;
+    Each each = {};
+    if (flat) {
+      each = constants(image, task % p.groups, own);
+      slope_flat<Act>(x, dy, dz, xhat, count, mean, rstd, each);
+    }
+    for (std::int64_t d = 0; d < width; ++d) {
+      const std::int64_t at = d * p.size;
+      sums[d] = flat ? sums_of(dz + at, xhat + at, p.size)
+                     : slope_row<Act>(x + at, dy + at, dz + at, p.size, mean, rstd,
+                                      Same{gain_of(p, image, first + d)});
+    }
+    const Return r = out.join(image, first, rstd, sums);
+    if (flat) return return_row(x, dz, dx, count, mean, rstd, r, each);
+    for (std::int64_t d = 0; d < width; ++d) {
+      const std::int64_t at = d * p.size;
+      return_row(x + at, dz + at, dx + at, p.size, mean, rstd, r,
+                 Same{gain_of(p, image, first + d)});
+    }
+  });
+  out.finish();
+}
+
+KDGEN_END

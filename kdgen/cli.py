@@ -1,0 +1,144 @@
+"""What all command lines share: parsing, exit codes, devices, progress."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from kdgen.errors import Interrupted, KdgenError, MissingError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdgen.training import Step
+
+Args = TypeVar("Args")
+
+VERBS = {
+    "train": "train a teacher",
+    "distill": "distil a teacher into a one-step student",
+    "sample": "make images",
+    "evaluate": "measure images of a model against real ones",
+    "demo": "all of it on handwritten digits, with a report",
+    "recipes": "list the named runs",
+    "doctor": "say what works on this machine",
+}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def main() -> None:
+    """`kdgen <verb> …`."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in VERBS:
+        importlib.import_module(f"kdgen.{verb}").main(sys.argv[2:])
+        return
+    lines = [f"  {name:<10} {what}" for name, what in VERBS.items()]
+    print("usage: kdgen <verb> [options]   (kdgen <verb> --help)\n\n" + "\n".join(lines))
+    if verb not in ("-h", "--help"):
+        print(f"\nkdgen: error: unknown verb {verb!r}; expected one of the above.", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+
+
+def entry(
+    args: type[Args], run: Callable[[Args], None], argv: Sequence[str] | None, prog: str
+) -> None:
+    """Parse `argv` into the dataclass `args`, run, and turn refusals into one line and an exit code."""
+    import tyro
+
+    logging.basicConfig(format="kdgen: %(levelname)s: %(message)s")
+    parsed = tyro.cli(
+        args, args=argv, prog=f"python -m kdgen.{prog}", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    try:
+        run(parsed)
+    except (KdgenError, ValueError, KeyboardInterrupt) as error:
+        if os.environ.get("KDGEN_DEBUG"):
+            raise
+        print(f"kdgen: {_kind(error)}{error}", file=sys.stderr)
+        sys.exit(_exit_code(error))
+
+
+def _kind(error: BaseException) -> str:
+    return (
+        ""
+        if isinstance(error, Interrupted)
+        else "interrupted"
+        if isinstance(error, KeyboardInterrupt)
+        else "error: "
+    )
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return error.exit_code if isinstance(error, KdgenError) else UsageError.exit_code
+
+
+def device(name: str) -> torch.device:
+    """ "auto" is the first GPU, else the CPU. MissingError when a GPU is asked for and there is none."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"--device {name}: unknown; expected auto, cpu, cuda or cuda:N. Pick one."
+        ) from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise MissingError(
+            f"--device {name}: torch {torch.__version__} sees no GPU. Use --device cpu; see kdgen doctor."
+        )
+    return found
+
+
+def device_name(where: torch.device) -> str:
+    """The device as a number's caption: GPU model, or CPU model with threads."""
+    import torch
+
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            models = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+        return models[0] if models else "CPU"
+    except OSError:
+        return "CPU"
+
+
+def bar(steps: Iterable[Step], total: int, images: int, what: str) -> Iterator[Step]:
+    """A progress line: steps, loss, images/s, time left. Plain lines every 5% where there is no terminal."""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    line = tqdm(
+        total=total,
+        desc=what,
+        unit="step",
+        mininterval=10 if quiet else 0.2,
+        ascii=quiet,
+        dynamic_ncols=True,
+    )
+    first, begun = 0, time.perf_counter()
+    with line:
+        for step in steps:
+            if not first:
+                first, begun = step.number, time.perf_counter()  # a resumed run starts in the middle
+                line.initial = line.last_print_n = line.n = first - 1
+            line.update(step.number - line.n)
+            if step.every(10):
+                rate = (step.number - first) * images / (time.perf_counter() - begun)
+                line.set_postfix_str(f"loss {float(step.loss):.4f}, {rate:,.0f} images/s", refresh=False)
+            yield step

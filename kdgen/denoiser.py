@@ -1,0 +1,317 @@
+"""What a network says about a noisy image, in every unit the field uses; the only place where units are converted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdgen.schedules import NoiseSchedule, expand
+
+SIGMA_DATA = 0.5  # standard deviation of natural images in [-1, 1]. Karras et al. 2022, arXiv:2206.00364, table 1
+SMALLEST_ALPHA = (
+    1e-3  # below it, (x_t − sigma·eps)/alpha amplifies the network's error a thousandfold
+)
+
+
+class Levels:
+    """Signal and noise levels at t (B,), each broadcast over an image; the slopes in t are computed when asked for."""
+
+    def __init__(self, schedule: NoiseSchedule, t: Tensor, like: Tensor) -> None:
+        self._schedule, self._t, self._like = schedule, t, like
+        self.alpha, self.sigma = (expand(c, like) for c in schedule.alpha_sigma(t))
+
+    @cached_property
+    def _rates(self) -> tuple[Tensor, Tensor]:
+        d_alpha, d_sigma = self._schedule.rates(self._t)
+        return expand(d_alpha, self._like), expand(d_sigma, self._like)
+
+    @property
+    def d_alpha(self) -> Tensor:
+        return self._rates[0]
+
+    @property
+    def d_sigma(self) -> Tensor:
+        return self._rates[1]
+
+
+class Prediction:
+    """A guess at the clean image behind x_t, convertible to noise, v, velocity and score.
+
+    All of them satisfy x_t = alpha·x0 + sigma·eps. They are computed when asked for.
+    """
+
+    def __init__(self, x_t: Tensor, x0: Tensor, levels: Levels, eps: Tensor | None = None) -> None:
+        self.x_t, self.x0, self.levels, self._eps = x_t, x0, levels, eps
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise in x_t."""
+        if self._eps is not None:
+            return self._eps
+        return (self.x_t - self.levels.alpha * self.x0) / self.levels.sigma
+
+    @property
+    def v(self) -> Tensor:
+        """alpha·eps − sigma·x0. Salimans & Ho 2022, arXiv:2202.00512, §4."""
+        return self.levels.alpha * self.eps - self.levels.sigma * self.x0
+
+    @property
+    def velocity(self) -> Tensor:
+        """dx_t/dt along the straight line through (x0, eps)."""
+        return self.levels.d_alpha * self.x0 + self.levels.d_sigma * self.eps
+
+    @property
+    def score(self) -> Tensor:
+        """Gradient of ln p(x_t)."""
+        return (self.levels.alpha * self.x0 - self.x_t) / self.levels.sigma.square()
+
+    def clip(self, low: float = -1.0, high: float = 1.0) -> Prediction:
+        """Clamp x0; eps follows, so that alpha·x0 + sigma·eps is still x_t."""
+        return Prediction(self.x_t, self.x0.clamp(low, high), self.levels)
+
+
+# Each reader turns the raw network output into a Prediction: (x_t, raw, levels) -> Prediction.
+def _read_x0(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    return Prediction(x_t, raw, q)
+
+
+def _read_eps(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    return Prediction(x_t, (x_t - q.sigma * raw) / q.alpha, q, eps=raw)
+
+
+def _read_v(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    norm = q.alpha.square() + q.sigma.square()
+    x0 = (q.alpha * x_t - q.sigma * raw) / norm
+    return Prediction(x_t, x0, q, eps=(q.sigma * x_t + q.alpha * raw) / norm)
+
+
+def _read_both(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    """Salimans & Ho 2022, §4: x0 and eps heads, blended by their noise levels (variance-preserving schedules)."""
+    from_x0, from_eps = raw.chunk(2, dim=1)
+    return Prediction(x_t, q.sigma.square() * from_x0 + q.alpha * (x_t - q.sigma * from_eps), q)
+
+
+def _read_velocity(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    determinant = q.alpha * q.d_sigma - q.sigma * q.d_alpha
+    x0 = (q.d_sigma * x_t - q.sigma * raw) / determinant
+    return Prediction(x_t, x0, q, eps=(q.alpha * raw - q.d_alpha * x_t) / determinant)
+
+
+def _read_score(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    return Prediction(x_t, (x_t + q.sigma.square() * raw) / q.alpha, q, eps=-q.sigma * raw)
+
+
+def _read_edm(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    """Karras et al. 2022, eq. 7, on x_t/alpha."""
+    y, sigma = x_t / q.alpha, q.sigma / q.alpha
+    total = sigma.square() + SIGMA_DATA**2
+    x0 = SIGMA_DATA**2 / total * y + sigma * SIGMA_DATA / total.sqrt() * raw
+    return Prediction(x_t, x0, q)
+
+
+def _read_residual(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    """x0 = x_t − F: the one-step form of Luhman & Luhman 2021, arXiv:2101.02388."""
+    return Prediction(x_t, x_t - raw, q)
+
+
+READERS: dict[str, Callable[[Tensor, Tensor, Levels], Prediction]] = {
+    "eps": _read_eps,
+    "x0": _read_x0,
+    "v": _read_v,
+    "both": _read_both,
+    "velocity": _read_velocity,
+    "score": _read_score,
+    "edm": _read_edm,
+    "residual": _read_residual,
+}
+_DIVIDES_BY_ALPHA = ("eps", "score")
+
+
+# What number the network's embedding sees for a time t (B,).
+def _time_index(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    return t * getattr(schedule, "steps", 1000) - 1
+
+
+def _time_angle(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """1000·(2/π)·arctan(sigma/alpha): Salimans & Ho 2022's inv-cos input."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return torch.atan2(sigma, alpha) * (2000 / torch.pi)
+
+
+def _time_log_sigma(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """ln(sigma/alpha)/4: Karras et al. 2022, table 1."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return (sigma / alpha).log() / 4
+
+
+def _time_thousandths(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    return 999 * t
+
+
+TIMES: dict[str, Callable[[NoiseSchedule, Tensor], Tensor]] = {
+    "index": _time_index,
+    "angle": _time_angle,
+    "log_sigma": _time_log_sigma,
+    "thousandths": _time_thousandths,
+}
+_USUAL_TIME = {"linear_vp": "index", "cosine": "angle", "edm": "log_sigma", "flow": "thousandths"}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a denoiser is meant to be sampled; stored with its weights."""
+
+    sampler: str = "ddim"
+    steps: int = 50
+    grid: str = "uniform"
+    clip: float | None = None
+    guidance: float = 1.0
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able; `Sampling(**config)` makes it again."""
+        return asdict(self)
+
+
+class Net(Protocol):
+    """Any module `(x (B, C, H, W), time (B,), label (B,) int64 or None) -> (B, C', H, W)` with these facts."""
+
+    shape: tuple[int, int, int]
+    classes: int
+
+    def config(self) -> dict[str, Any]: ...
+
+
+class Predicts(Protocol):
+    """What samplers and methods need of a denoiser; `Denoiser`, `Guided` and the exact ones provide it."""
+
+    schedule: NoiseSchedule
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor | float, label: Tensor | None = None
+    ) -> Prediction: ...
+
+
+def times(t: Tensor | float, x_t: Tensor) -> Tensor:
+    """(B,) float32 times beside x_t, from one float or a tensor."""
+    if isinstance(t, Tensor):
+        return t.expand(len(x_t))
+    return torch.full(
+        (len(x_t),), t, dtype=torch.promote_types(x_t.dtype, torch.float32), device=x_t.device
+    )
+
+
+class Denoiser(nn.Module):
+    """A network together with its schedule and the meaning of its output.
+
+    `parameterisation` is one of `READERS`; `time` (one of `TIMES`) says which number the network embeds and defaults to
+    the schedule's usual one. The network may run under autocast; predictions are float32 (float64 for float64 images).
+    Raises ValueError for unknown names, and for "eps"/"score" on a schedule whose last alpha is below 1e-3.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: NoiseSchedule,
+        parameterisation: str,
+        time: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        super().__init__()
+        time = time or _USUAL_TIME[schedule.name]
+        _check_name("parameterisation", parameterisation, READERS)
+        _check_name("time", time, TIMES)
+        last = schedule.levels(1.0)[0]
+        if parameterisation in _DIVIDES_BY_ALPHA and last < SMALLEST_ALPHA:
+            raise ValueError(
+                f"Denoiser: {parameterisation!r} divides by alpha, which is {last:.1e} at t = 1 on {schedule.name}; "
+                f"expected at least {SMALLEST_ALPHA}. Use 'v' or 'x0'."
+            )
+        self.net, self.schedule = net, schedule
+        self.parameterisation, self.time = parameterisation, time
+        self.sampling = sampling or Sampling()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.net.shape  # type: ignore[return-value]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 when unconditional."""
+        return self.net.classes  # type: ignore[return-value]
+
+    def forward(self, x_t: Tensor, t: Tensor | float, label: Tensor | None = None) -> Prediction:
+        """x_t (B, C, H, W), t (B,) or one float in (0, 1], label (B,) int64 with -1 (or None) for "no class"."""
+        t = times(t, x_t)
+        time = TIMES[self.time](self.schedule, t)
+        q = Levels(self.schedule, t, x_t)
+        raw = self.net(self._scaled(x_t, q), time, label).to(
+            torch.promote_types(x_t.dtype, torch.float32)
+        )
+        return READERS[self.parameterisation](x_t, raw, q)
+
+    def _scaled(self, x_t: Tensor, q: Levels) -> Tensor:
+        """Unit-variance input for EDM's networks; the others see x_t itself."""
+        if self.parameterisation != "edm":
+            return x_t
+        return x_t / (q.sigma.square() + (SIGMA_DATA * q.alpha).square()).sqrt()
+
+    def copy(self, **changes: Any) -> Denoiser:
+        """An independent copy of the weights; keyword arguments replace constructor arguments."""
+        facts: dict[str, Any] = {
+            "net": copy.deepcopy(self.net),
+            "schedule": self.schedule,
+            "parameterisation": self.parameterisation,
+            "time": self.time,
+            "sampling": self.sampling,
+        }
+        return Denoiser(**{**facts, **changes})
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able; `nets.denoiser(config)` builds the same denoiser with fresh weights."""
+        return {
+            "net": self.net.config(),  # type: ignore[operator]
+            "schedule": self.schedule.config(),
+            "parameterisation": self.parameterisation,
+            "time": self.time,
+            "sampling": self.sampling.config(),
+        }
+
+
+class Guided:
+    """Classifier-free guidance: x0 = x0(∅) + scale·(x0(label) − x0(∅)). Ho & Salimans 2022, arXiv:2207.12598.
+
+    One batched network call of twice the size; scale 1 is the plain conditional prediction.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+        if not denoiser.classes:
+            raise ValueError(
+                "Guided: the denoiser has no classes; expected a conditional one. Leave guidance at 1."
+            )
+        self.denoiser, self.schedule, self.scale = denoiser, denoiser.schedule, scale
+
+    def __call__(self, x_t: Tensor, t: Tensor | float, label: Tensor | None = None) -> Prediction:
+        if label is None:
+            raise ValueError("Guided: label is None; expected one class per image. Pass labels.")
+        t = times(t, x_t)
+        both = self.denoiser(
+            torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([label, torch.full_like(label, -1)])
+        )
+        with_label, without = both.x0.chunk(2)
+        return Prediction(
+            x_t, torch.lerp(without, with_label, self.scale), Levels(self.schedule, t, x_t)
+        )
+
+
+def _check_name(what: str, name: str, known: dict[str, Any]) -> None:
+    if name not in known:
+        raise ValueError(
+            f"Denoiser: unknown {what} {name!r}; expected {', '.join(known)}. Pick one."
+        )

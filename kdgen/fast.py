@@ -1,0 +1,172 @@
+"""Run a generator: noise in by address, uint8 images out, as fast as the machine allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kdgen import fold, kernels, noise, samplers
+from kdgen.denoiser import Denoiser, Guided, Sampling
+from kdgen.errors import MemoryLimitError
+
+# BLAS libraries sum in another order for fewer rows. Padding every batch to a multiple of this keeps an image's bits
+# independent of the batch it came in.
+LANES = 8
+
+Labels = int | Sequence[int] | Tensor | None
+
+
+class Generator:
+    """Images k = first, first + 1, … of a denoiser, each a function of (weights, seed, k, its class).
+
+    The images do not depend on `batch`: on one device and dtype they are equal to the bit. `dtype` is the network's
+    (float32, bfloat16, float16); noise, steps and the final combination are float32. `how` defaults to the denoiser's own
+    sampling. Without labels, a conditional denoiser draws a class for every image.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        seed: int = 0,
+        batch: int = 256,
+        dtype: torch.dtype = torch.float32,
+        how: Sampling | None = None,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(
+                f"Generator: batch is {batch}; expected at least 1. Ask for one or more."
+            )
+        self.seed, self.batch, self.dtype = seed, batch, dtype
+        self.how = how or denoiser.sampling
+        self.device = next(denoiser.parameters()).device
+        self.denoiser = self._prepare(denoiser)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image."""
+        return samplers.evaluations(self.denoiser.schedule, self.how)
+
+    def __call__(self, n: int, *, first: int = 0, label: Labels = None) -> Tensor:
+        """n images, uint8 (n, H, W, C) on the CPU. `label`: one class for all, one per image, or None."""
+        c, h, w = self.denoiser.shape
+        parts = list(self.batches(n, first=first, label=label))
+        return torch.cat(parts) if parts else torch.empty(0, h, w, c, dtype=torch.uint8)
+
+    def batches(self, n: int, *, first: int = 0, label: Labels = None) -> Iterator[Tensor]:
+        """The same images, a batch at a time. Halves the batch when memory runs out."""
+        labels = self.labels(n, first=first, label=label)
+        done = 0
+        while done < n:
+            count = min(self.batch, n - done)
+            chosen = None if labels is None else labels[done : done + count]
+            images = self._try(first + done, count, chosen)
+            if images is None:
+                self._shrink(count)
+                continue
+            yield images
+            done += count
+
+    def labels(self, n: int, *, first: int = 0, label: Labels = None) -> Tensor | None:
+        """The classes (n,) int64 of images first … first + n − 1, or None for an unconditional denoiser."""
+        classes = self.denoiser.classes
+        if not classes:
+            if label is not None:
+                raise ValueError(
+                    "Generator: label given, but the model has no classes. Leave it out."
+                )
+            return None
+        if label is None:
+            index = noise.addresses(first, n, self.device)
+            return noise.classes(self.seed, noise.Stream.LABEL, index, classes)
+        wanted = torch.as_tensor(label, device=self.device).expand(n)
+        if n and not (0 <= int(wanted.min()) and int(wanted.max()) < classes):
+            raise ValueError(
+                f"Generator: label is {label}; expected classes 0 … {classes - 1}. Choose one of them."
+            )
+        return wanted
+
+    def _prepare(self, denoiser: Denoiser) -> Denoiser:
+        copy = denoiser.copy().eval().requires_grad_(False)
+        copy.net.to(self.dtype)
+        return copy
+
+    def _try(self, first: int, count: int, label: Tensor | None) -> Tensor | None:
+        """None when memory ran out; deciding outside the `except` lets the failed frames go first."""
+        try:
+            return self._images(first, count, label)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _shrink(self, count: int) -> None:
+        if count <= 1:
+            raise MemoryLimitError(
+                f"sample: one image does not fit on {self.device} in {self.dtype}; expected room for a batch of 1. "
+                "Free memory, use --dtype bf16, or sample on the CPU."
+            )
+        torch.cuda.empty_cache()
+        self.batch = max(1, count // 2)
+
+    @torch.inference_mode()
+    def _images(self, first: int, count: int, label: Tensor | None) -> Tensor:
+        lanes = -(-count // LANES) * LANES
+        index = noise.addresses(first, lanes, self.device)
+        z = noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
+        if label is not None:
+            label = torch.cat([label, label[-1:].expand(lanes - count)])
+        return self._sample(z, label, index)[:count].cpu()
+
+    def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
+        images = samplers.sample(self.denoiser, z, label, self.how, seed=self.seed, index=index)
+        return kernels.to_uint8(images)
+
+
+class FastGenerator(Generator):
+    """The same images within one grey level, faster.
+
+    The time embedding becomes tables (`fold.tabulate`), the network runs channels-last on the fused kernels, and the last
+    DDIM step writes uint8 directly.
+    """
+
+    def _prepare(self, denoiser: Denoiser) -> Denoiser:
+        how = self.how
+        if how.sampler != "heun":  # Heun's second evaluation and churn leave the grid
+            times = sorted({t for t, _ in samplers.moves(denoiser.schedule, how.steps, how.grid)})
+            denoiser = fold.tabulate(denoiser, times)
+        fast = super()._prepare(denoiser)
+        fast.net.to(memory_format=torch.channels_last)
+        return fast
+
+    def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
+        how = self.how
+        if how.sampler != "ddim":
+            return super()._sample(z, label, index)
+        z = z.contiguous(memory_format=torch.channels_last)
+        guided = self.denoiser if how.guidance == 1.0 else Guided(self.denoiser, how.guidance)
+        return samplers.ddim(
+            guided,
+            z,
+            how.steps,
+            label,
+            grid=how.grid,
+            clip=how.clip,
+            last=kernels.ddim_update_uint8,
+        )
+
+
+def generator(
+    denoiser: Denoiser,
+    *,
+    fast: bool = True,
+    seed: int = 0,
+    batch: int = 256,
+    dtype: torch.dtype = torch.float32,
+    steps: int | None = None,
+) -> Generator:
+    """The fast or the plain generator of a denoiser; `steps` replaces the number of steps it is meant to take."""
+    how = denoiser.sampling if steps is None else replace(denoiser.sampling, steps=steps)
+    kind = FastGenerator if fast else Generator
+    return kind(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)

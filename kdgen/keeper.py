@@ -1,0 +1,139 @@
+"""The state of a training on disk: saved at intervals and on signals, restored bit for bit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdgen.batches import Source, described
+from kdgen.checkpoint import Checkpoint, fill, nonfinite, size_of, tensors_digest
+from kdgen.errors import NonFiniteError
+from kdgen.loop import Loop
+from kdgen.run import Run
+
+STATE = "state.safetensors"
+log = logging.getLogger("kdgen")
+
+
+class Keeper:
+    """Saves a loop in a run that has been entered, and restores it."""
+
+    def __init__(self, loop: Loop, run: Run, source: Source | None) -> None:
+        self.loop, self.run = loop, run
+        self.saved = 0  # the newest step on disk
+        self.facts = self._facts(source)
+        loop.keeper = self
+        loop.ledger.lines = run.log
+        loop.ledger.saved = lambda: self.saved
+
+    def _facts(self, source: Source | None) -> dict[str, Any]:
+        """What must not change between the parts of a run."""
+        loop = self.loop
+        return {
+            "method": loop.plan[0].config(),
+            "training": asdict(loop.training),
+            "source": described(source),
+            "nets": {role: loop.nets[role].config() for role in loop.roles},
+            "frozen": {
+                role: tensors_digest(loop.nets[role].state_dict())
+                for role in loop.roles
+                if role not in loop.learners
+            },
+        }
+
+    def after(self, *, due: bool, last: bool) -> None:
+        """End of a step: save if it is due, obey a signal."""
+        if due:
+            self.save(last=last)
+        if last or self.loop.done % self.loop.training.log_every == 0:
+            self.run.time(self.loop.done, images=self.loop.done * self.loop.training.batch)
+        self.run.check()
+
+    def save(self, *, last: bool = True) -> int:
+        """Save unless this step is on disk already; the newest step there.
+
+        Raises NonFiniteError rather than keep weights that are not finite; CheckpointError as
+        `Run.write` does.
+        """
+        loop = self.loop
+        if loop.done <= self.saved:
+            return self.saved
+        loop.ledger.read(now=True)
+        files = self._tensors()
+        for file, tensors in files.items():
+            if bad := nonfinite(tensors):
+                raise NonFiniteError(
+                    f"fit: {bad[0]} of {file} is not finite after step {loop.done}; expected "
+                    "numbers. "
+                    f"Nothing was saved, the newest checkpoint is step {self.saved}. Try a lower "
+                    "lr."
+                )
+        average = "ema.safetensors" if loop.average else "student.safetensors"
+        facts = {
+            "fit": self.facts,
+            "config": loop.nets.student.config(),
+            "weights": {"ema": average, "raw": "student.safetensors"},
+            "strikes": loop.ledger.strikes,
+        }
+        if self.run.write(loop.done, files, facts, last=last):
+            self.saved = loop.done
+        return self.saved
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        loop = self.loop
+        files: dict[str, dict[str, Tensor]] = {}
+        for role, learner in loop.learners.items():
+            files[f"{role}.safetensors"] = dict(loop.nets[role].state_dict())
+            files[f"{role}.adam.safetensors"] = learner.tensors()
+        if loop.average is not None:
+            files["ema.safetensors"] = dict(loop.average.denoiser.state_dict())
+        if loop.round > 0:  # a promoted teacher exists nowhere else
+            files["teacher.safetensors"] = dict(loop.nets.teacher.state_dict())
+        # As bits: the last loss may be NaN, which checkpoints refuse.
+        files[STATE] = {"last": loop.ledger.last.view(torch.int32), "sums": loop.ledger.sums}
+        return files
+
+    def resume(self) -> None:
+        """Continue from the run's newest good checkpoint, if it has one; else check that one
+        fits on the disk."""
+        self.run.attach(self.save)
+        found = self.run.newest()
+        if found is None:
+            self.run.rewind(0)
+            self.run.check_space(self._size())
+            return
+        self.run.require(found.facts["fit"], self.facts)
+        self._restore(found)
+        self.run.rewind(self.loop.done)
+        log.info("resumed at step %d from %s (verified)", self.loop.done, found.path.name)
+
+    def _restore(self, found: Checkpoint) -> None:
+        loop = self.loop
+        loop.done = self.saved = found.facts["step"]
+        for role, learner in loop.learners.items():
+            _fill(loop.nets[role], found, f"{role}.safetensors")
+            learner.restore(found.read(f"{role}.adam.safetensors"))
+        if loop.average is not None:
+            _fill(loop.average.denoiser, found, "ema.safetensors")
+        if loop.round > 0:
+            loop.replace_teacher()
+            _fill(loop.nets.teacher, found, "teacher.safetensors")
+        state, ledger = found.read(STATE), loop.ledger
+        ledger.strikes = found.facts["strikes"]
+        ledger.last = state["last"].view(torch.float32).to(loop.device)
+        ledger.sums = state["sums"].to(loop.device)
+
+    def _size(self) -> int:
+        """Bytes of a checkpoint: weights and two moments of each trained role, and the average."""
+        loop = self.loop
+        trained = size_of({role: dict(loop.nets[role].state_dict()) for role in loop.learners})
+        average = size_of({"": dict(loop.average.denoiser.state_dict())}) if loop.average else 0
+        return 3 * trained + average
+
+
+def _fill(denoiser: Any, found: Checkpoint, file: str) -> None:
+    fill(denoiser, found.read(file), str(found.path / file))

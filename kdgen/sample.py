@@ -1,0 +1,119 @@
+"""`python -m kdgen.sample`: make images.
+
+Examples:
+  python -m kdgen.sample --fast
+  python -m kdgen.sample --fast --n 50000 --out samples.npz --checkpoint runs/student
+  python -m kdgen.sample --n 64 --label 3 --seed 7 --out threes.png
+
+Without --checkpoint the bundled one-step digits student is used. The images follow from --seed alone; --batch changes speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from kdgen import checkpoint, cli
+from kdgen.denoiser import Denoiser
+from kdgen.errors import UsageError
+from kdgen.fast import Generator, generator
+from kdgen.writers import Writer, writer
+
+BUNDLED = Path(__file__).parent / "assets" / "digits-student"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Make images with a model. Image k of a seed is the same whatever the batch."""
+
+    n: int = 64
+    """Number of images."""
+    fast: bool = False
+    """Folded network, fused kernels, channels-last; the same images within one grey level."""
+    seed: int = 0
+    """Decides the images, and their classes unless --label is given."""
+    batch: int = 256
+    """Images per network call; halved when memory runs out."""
+    out: Path = Path("samples.png")
+    """.png (a grid), .npz (arr_0 uint8 NHWC), .zip (EDM layout), or a folder name (one PNG each)."""
+    checkpoint: Path | None = None
+    """Run directory or checkpoint; default: the bundled student."""
+    label: int | None = None
+    """One class for all images; default: drawn from the seed."""
+    steps: int | None = None
+    """Steps of the sampler; default: the model's own."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network; noise and the final step stay float32."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    cli.entry(Args, run, argv, "sample")
+
+
+def run(args: Args) -> None:
+    """Sample as the arguments say."""
+    if args.n < 1:
+        raise UsageError(f"sample: --n is {args.n}; expected at least 1. Ask for one or more.")
+    device = cli.device(args.device)
+    model = checkpoint.load(args.checkpoint or BUNDLED).to(device)
+    dtype = getattr(torch, cli.DTYPES[args.dtype])
+    make = generator(
+        model, fast=args.fast, seed=args.seed, batch=args.batch, dtype=dtype, steps=args.steps
+    )
+    labels = make.labels(
+        args.n, label=args.label
+    )  # refuses a bad --label before anything is written
+    target = writer(args.out)
+    warm_up(make, args.n, labels)
+    try:
+        seconds = _write(make, args.n, labels, target)
+    except BaseException:
+        target.abort()
+        raise
+    print(summary(make, model, args, seconds, device, target.close()))
+
+
+def warm_up(make: Generator, n: int, labels: torch.Tensor | None) -> None:
+    """One batch that is thrown away: kernels load, memory is mapped, and a batch that does not fit shrinks."""
+    count = min(n, make.batch)
+    make(count, label=None if labels is None else labels[:count])
+
+
+def _write(make: Generator, n: int, labels: torch.Tensor | None, target: Writer) -> float:
+    """Seconds spent generating; writing is not counted."""
+    seconds, done = 0.0, 0
+    batches = make.batches(n, label=labels)
+    with tqdm(total=n, desc="sample", unit="image", delay=2, leave=False) as line:
+        while done < n:
+            begun = time.perf_counter()
+            images = next(batches)
+            seconds += time.perf_counter() - begun
+            target.add(images, None if labels is None else labels[done : done + len(images)])
+            done += len(images)
+            line.update(len(images))
+    return seconds
+
+
+def summary(
+    make: Generator, model: Denoiser, args: Args, seconds: float, device: torch.device, where: str
+) -> str:
+    """The line that says what was measured."""
+    c, h, w = model.shape
+    return (
+        f"{args.n:,} images {h}x{w}x{c} · NFE {make.nfe} · {seconds:.3f} s · {args.n / seconds:,.0f} images/s · "
+        f"{cli.device_name(device)} · {args.dtype} · batch {make.batch}{' · fast' if args.fast else ''} · "
+        f"torch {torch.__version__} -> {where}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Samplers: plain functions from unit noise to images. Each evaluates the denoiser once per step unless it says otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from kdgen import kernels, noise
+from kdgen.denoiser import Denoiser, Guided, Predicts, Sampling
+from kdgen.schedules import NoiseSchedule
+
+
+def moves(schedule: NoiseSchedule, steps: int, grid: str) -> Iterator[tuple[float, float]]:
+    """(from, to) times of a chain, without the no-ops of a grid that repeats a time."""
+    times = schedule.grid(steps, grid).tolist()
+    return ((t, s) for t, s in zip(times, times[1:], strict=False) if t != s)
+
+
+def ddim(
+    denoiser: Predicts,
+    z: Tensor,
+    steps: int,
+    label: Tensor | None = None,
+    *,
+    grid: str = "uniform",
+    clip: float | None = None,
+    last: Callable[..., Tensor] = kernels.ddim_update,
+) -> Tensor:
+    """Deterministic DDIM (Song et al. 2020, arXiv:2010.02502): z (B, C, H, W) -> images of the same shape.
+
+    `clip` bounds every predicted x0 to ±clip; None follows the paper (no clipping inside the chain). `last` makes the last
+    step: `kernels.ddim_update_uint8` gives uint8 (B, H, W, C) instead.
+    """
+    q = denoiser.schedule
+    chain = list(moves(q, steps, grid))
+    x = q.start(z, chain[0][0])
+    for t, s in chain[:-1]:
+        x = q.step(x, denoiser(x, t, label).x0, t, s, clip)
+    t, s = chain[-1]
+    return last(x, denoiser(x, t, label).x0, *q.coefficients(t, s), clip)
+
+
+def ancestral(
+    denoiser: Predicts,
+    z: Tensor,
+    steps: int,
+    label: Tensor | None = None,
+    *,
+    grid: str = "uniform",
+    clip: float | None = 1.0,
+    eta: float = 1.0,
+    seed: int = 0,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Stochastic DDIM with Song et al. 2020, eq. 16; eta = 1 is DDPM's ancestral sampler with the posterior variance.
+
+    Noise is addressed by (seed, image index, step): `index` (B,) int64, default 0 … B − 1. Variance-preserving schedules.
+    """
+    q = denoiser.schedule
+    index = noise.addresses(0, len(z), z.device) if index is None else index
+    chain = list(moves(q, steps, grid))
+    x = q.start(z, chain[0][0])
+    for k, (t, s) in enumerate(chain):
+        guess = denoiser(x, t, label)
+        guess = guess if clip is None else guess.clip(-clip, clip)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = q.levels(t), q.levels(s)
+        if s == 0.0:
+            return guess.x0
+        fresh = eta * sigma_s / sigma_t * math.sqrt(max(0.0, 1 - (alpha_t / alpha_s) ** 2))
+        kept = math.sqrt(max(0.0, sigma_s**2 - fresh**2))
+        n = noise.normal(seed, noise.Stream.CHURN + k, index, tuple(z.shape[1:])).to(x)
+        x = alpha_s * guess.x0 + kept * guess.eps + fresh * n
+    return x
+
+
+def heun(
+    denoiser: Predicts,
+    z: Tensor,
+    steps: int,
+    label: Tensor | None = None,
+    *,
+    grid: str = "karras",
+    churn: float = 0.0,
+    churn_range: tuple[float, float] = (0.0, math.inf),
+    churn_noise: float = 1.0,
+    seed: int = 0,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Karras et al. 2022, arXiv:2206.00364, algorithm 2, in y = x_t/alpha and sigma/alpha; 2·steps − 1 evaluations.
+
+    `churn`, `churn_range`, `churn_noise` are the paper's S_churn, (S_tmin, S_tmax) and S_noise. The state is float64.
+    A time with alpha = 0 has no sigma/alpha, so the grid must start below it.
+    """
+    q = denoiser.schedule
+    times = [t for t, _ in moves(q, steps, grid)] + [0.0]
+    sigmas = [_ratio(q, t) for t in times]
+    if not math.isfinite(sigmas[0]):
+        raise ValueError(
+            f"heun: alpha is 0 at the first time {times[0]} of {q.name}; expected a finite sigma/alpha. Use ddim."
+        )
+    index = noise.addresses(0, len(z), z.device) if index is None else index
+    y = (
+        z.double() * sigmas[0]
+        if not q.variance_preserving
+        else z.double() * math.hypot(1.0, sigmas[0])
+    )
+    for k, (sigma, target) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        gamma = (
+            min(churn / steps, math.sqrt(2) - 1)
+            if churn_range[0] <= sigma <= churn_range[1]
+            else 0.0
+        )
+        hat = sigma * (1 + gamma)
+        if gamma > 0:
+            n = noise.normal(seed, noise.Stream.CHURN + k, index, tuple(z.shape[1:])).to(y)
+            y = y + math.sqrt(hat**2 - sigma**2) * churn_noise * n
+        slope = (y - _clean(denoiser, y, hat, label, z.dtype)) / hat
+        euler = y + (target - hat) * slope
+        if target > 0:
+            second = (euler - _clean(denoiser, euler, target, label, z.dtype)) / target
+            euler = y + (target - hat) * (slope + second) / 2
+        y = euler
+    return y.to(z.dtype)
+
+
+def _ratio(q: NoiseSchedule, t: float) -> float:
+    if t == 0.0:
+        return 0.0
+    alpha, sigma = q.levels(t)
+    return sigma / alpha if alpha > 0 else math.inf
+
+
+def _clean(
+    denoiser: Predicts, y: Tensor, sigma: float, label: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """x0 predicted from y = x_t/alpha at noise-to-signal ratio sigma."""
+    q = denoiser.schedule
+    t = q.t_of_sigma(sigma)
+    alpha = q.levels(t)[0]
+    return denoiser((alpha * y).to(dtype), t, label).x0.double()
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "ancestral": ancestral, "heun": heun}
+
+
+def evaluations(schedule: NoiseSchedule, how: Sampling) -> int:
+    """NFE per image; guidance doubles it."""
+    steps = sum(1 for _ in moves(schedule, how.steps, how.grid))
+    once = 2 * steps - 1 if how.sampler == "heun" else steps
+    return once * (2 if how.guidance != 1.0 else 1)
+
+
+def sample(
+    denoiser: Denoiser,
+    z: Tensor,
+    label: Tensor | None = None,
+    how: Sampling | None = None,
+    *,
+    seed: int = 0,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Images (B, C, H, W), nominally in [-1, 1], the way `how` (default: the denoiser's own `sampling`) says.
+
+    `seed` and `index` address the extra noise of stochastic samplers.
+    """
+    how = how or denoiser.sampling
+    if how.sampler not in SAMPLERS:
+        raise ValueError(
+            f"sample: unknown sampler {how.sampler!r}; expected {', '.join(SAMPLERS)}. Pick one."
+        )
+    guided = denoiser if how.guidance == 1.0 else Guided(denoiser, how.guidance)
+    if how.sampler == "ddim":
+        return ddim(guided, z, how.steps, label, grid=how.grid, clip=how.clip)
+    if how.sampler == "ancestral":
+        return ancestral(
+            guided, z, how.steps, label, grid=how.grid, clip=how.clip, seed=seed, index=index
+        )
+    return heun(guided, z, how.steps, label, grid=how.grid, seed=seed, index=index)

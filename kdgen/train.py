@@ -1,0 +1,155 @@
+"""`python -m kdgen.train`: train a teacher.
+
+Examples:
+  python -m kdgen.train digits --out runs/digits
+  python -m kdgen.train images-tiny --data my-images/ --size 32 --out runs/mine --dry-run
+  python -m kdgen.train cifar10-ddpm --data cifar-10-python.tar.gz --out runs/cifar10
+
+The same command again resumes where the run stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from kdgen import cli, data, grid, recipes
+from kdgen.data import Images
+from kdgen.denoiser import Denoiser
+from kdgen.errors import UsageError
+from kdgen.fast import FastGenerator
+from kdgen.methods import Method
+from kdgen.run import Run
+from kdgen.training import Step, Training, fit
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train a teacher. The same command again resumes."""
+
+    recipe: Annotated[str, tyro.conf.Positional] = "digits"
+    """Named run; `kdgen recipes` lists them."""
+    out: Path = Path("runs/teacher")
+    """Run directory."""
+    data: str | None = None
+    """"digits", an image folder, an image .zip, or CIFAR-10's archive; default: what the recipe brings."""
+    size: int | None = None
+    """Crop to the middle square and resize to this many pixels."""
+    steps: int | None = None
+    """Optimizer updates; default: the recipe's (this and the next four)."""
+    batch: int | None = None
+    """Images per update."""
+    lr: float | None = None
+    """Adam's learning rate."""
+    precision: str | None = None
+    """fp32 or bf16 (autocast)."""
+    save_every: int | None = None
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Decides initial weights, data order and noise."""
+    sample_every: int = 250
+    """Steps between sample grids in OUT/samples."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print parameters, memory, measured s/step and time, and stop."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    cli.entry(Args, run, argv, "train")
+
+
+def run(args: Args) -> None:
+    """Train as the arguments say."""
+    recipe = recipes.teacher(args.recipe)
+    images = _images(args, recipe)
+    print(images)
+    training = settings(recipe.training, args)
+    torch.manual_seed(args.seed)  # initial weights
+    device = cli.device(args.device)
+    student = recipe.denoiser(images).to(device)
+    if args.dry_run:
+        dry_run(recipe.method, {"student": student}, images, training)
+        return
+    config = {
+        **recipe.config(),
+        "training": asdict(training),
+        "recipe": args.recipe,
+        "data": images.digest,
+    }
+    with Run(args.out, config) as directory:
+        steps = fit(recipe.method, {"student": student}, images, training, run=directory)
+        for step in cli.bar(steps, training.steps, training.batch, "teacher"):
+            if step.number == 50 or step.every(args.sample_every) or step.number == step.steps:
+                picture(step.ema, args.out / "samples" / f"step-{step.number:06d}.png")
+    print(f"teacher in {args.out}; next: python -m kdgen.distill --teacher {args.out}")
+
+
+def settings(training: Training, args: Args | object) -> Training:
+    """The recipe's settings with what the command line replaces."""
+    names = ("steps", "batch", "lr", "precision", "save_every")
+    changes = {n: v for n in names if (v := getattr(args, n)) is not None}
+    changes["seed"] = getattr(args, "seed", training.seed)
+    if "steps" in changes:  # keep the shape of short runs
+        changes["warmup"] = min(training.warmup, changes["steps"] // 10)
+    return replace(training, **changes)
+
+
+def picture(denoiser: Denoiser, path: Path, n: int = 64) -> None:
+    """A grid of n samples of seed 0; classes in turn where there are classes."""
+    label = torch.arange(n) % denoiser.classes if denoiser.classes else None
+    grid.save_png(grid.grid(FastGenerator(denoiser, batch=n)(n, label=label)), path)
+
+
+def dry_run(method: Method, nets: dict[str, Denoiser], source: object, training: Training) -> None:
+    """Print size, memory and time, measured on three steps of copies."""
+    copies = {role: net.copy() for role, net in nets.items()}
+    begun, stamps = time.perf_counter(), []
+    for step in islice(fit(method, copies, source, replace(training, save_every=10**9)), 4):  # type: ignore[arg-type]
+        float(step.loss)  # wait for the device
+        stamps.append(time.perf_counter())
+    pace = (
+        min(b - a for a, b in zip(stamps, stamps[1:], strict=False))
+        if len(stamps) > 1
+        else stamps[0] - begun
+    )
+    print(f"dry run, nothing written\n{estimate(nets['student'], training, pace)}")
+
+
+def estimate(student: Denoiser, training: Training, pace: float) -> str:
+    """What a run costs, for people."""
+    parameters = sum(p.numel() for p in student.parameters())
+    # float32 weights, gradients, two Adam moments and the average; a checkpoint lacks the gradients
+    states, checkpoint = 5 * 4 * parameters / 2**20, 4 * 4 * parameters / 2**20
+    hours = training.steps * pace / 3600
+    length = f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+    device = cli.device_name(next(student.parameters()).device)
+    return (
+        f"  parameters        {parameters:,}\n"
+        f"  training state    {states:,.0f} MiB, activations extra\n"
+        f"  checkpoint        {checkpoint:,.0f} MiB, 3 at most\n"
+        f"  one step          {pace:.3f} s (batch {training.batch}, {training.precision}, {device})\n"
+        f"  {training.steps:,} steps".ljust(20)
+        + f"{length}"
+    )
+
+
+def _images(args: Args, recipe: recipes.Teacher) -> Images:
+    spec = args.data or recipe.data
+    if spec is None:
+        raise UsageError(
+            f"train: recipe {args.recipe} brings no images; expected --data. Pass a folder, .zip or CIFAR-10 archive."
+        )
+    return data.load(spec, size=args.size)
+
+
+if __name__ == "__main__":
+    main()

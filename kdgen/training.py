@@ -1,0 +1,122 @@
+"""The loop: `for step in fit(...)`. What happens between steps is the caller's business."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from kdgen.batches import Source
+from kdgen.denoiser import Denoiser
+from kdgen.ema import Ema
+from kdgen.keeper import Keeper
+from kdgen.loop import Loop, Step
+from kdgen.methods.base import Method
+from kdgen.run import Run
+
+__all__ = ["Ema", "Step", "Training", "fit"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train, whatever the method.
+
+    steps: optimizer updates per round; batch: images per update, in `accumulate` equal parts; lr:
+    Adam's rate after `warmup` updates of linear rise, falling to 0 over `steps` unless `decay` is
+    "constant"; weight_decay: decoupled, per update and unit of lr; clip: largest global gradient
+    norm, None for no limit; precision: "bf16" runs networks under autocast, weights stay float32;
+    flip: mirror half of the images; save_every, log_every: in steps; skips: this many updates in a
+    row that are not finite stop the run.
+    """
+
+    steps: int
+    batch: int = 128
+    lr: float = 2e-4
+    warmup: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    accumulate: int = 1
+    ema: Ema = field(default_factory=Ema)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    flip: bool = False
+    seed: int = 0
+    save_every: int = 1000
+    log_every: int = 10
+    skips: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "save_every", "log_every", "skips"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"Training: {name} is {getattr(self, name)}; expected at least 1. Raise it."
+                )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"Training: batch is {self.batch}, accumulate {self.accumulate}; expected "
+                "accumulate to divide batch. "
+                "Change one."
+            )
+        for name in ("lr", "adam_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"Training: {name} is {getattr(self, name)}; expected above 0. Change it."
+                )
+        if self.warmup < 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(
+                f"Training: warmup is {self.warmup}, weight_decay {self.weight_decay}, clip "
+                f"{self.clip}; expected 0 or more, "
+                "0 or more, above 0. Use clip=None for no limit."
+            )
+        for name, known in (
+            ("decay", ("constant", "linear", "cosine")),
+            ("precision", ("fp32", "bf16")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Training: unknown {name} {getattr(self, name)!r}; expected "
+                    f"{', '.join(known)}. Pick one."
+                )
+
+    def rate(self, done: int) -> float:
+        """Adam's learning rate for the update after `done` updates of a round."""
+        rise = min(1.0, (done + 1) / self.warmup) if self.warmup else 1.0
+        share = done / self.steps
+        fall = {
+            "constant": 1.0,
+            "linear": 1 - share,
+            "cosine": 0.5 * (1 + math.cos(math.pi * share)),
+        }
+        return self.lr * rise * fall[self.decay]
+
+
+def fit(
+    method: Method,
+    nets: Mapping[str, Denoiser],
+    source: Source | None,
+    training: Training,
+    *,
+    run: Run | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[Step]:
+    """Train, one `Step` per update; the networks are moved to `device` (default: where the student
+    is) and change in place.
+
+    With a `run` that has been entered, the state is saved every `save_every` steps, at the end and
+    on a signal, and calling `fit` again continues bit-exactly (same device and thread count); a
+    finished run yields its last step once more. What the caller does with step k happens before k
+    is saved, so it happens again if the process dies between.
+
+    Raises ValueError, UsageError, DataError or CheckpointError before the first step;
+    NonFiniteError after `skips` updates in a row whose loss or gradient is not finite (none of them
+    touches the weights); Interrupted after a signal.
+    """
+    loop = Loop(method, nets, source, training, device)
+    if run is not None:
+        Keeper(loop, run, source).resume()
+    return loop.steps()

@@ -1,0 +1,186 @@
+"""Which implementation of an op runs: an explicit choice is an order, an automatic one a wish.
+
+Choosing reads metadata only (device, dtype, layout, shape), never a value, so it costs no
+synchronisation and a captured or compiled program takes the same path every time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+VARIABLE = "KDGEN_KERNELS"
+BACKENDS = ("native", "triton", "reference")
+
+_chosen: ContextVar[str] = ContextVar("kdgen_kernels", default="")
+_known: dict[str, Op[Any, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op."""
+
+    name: str
+    run: Callable[..., Any]
+    serves: Callable[..., str]  # the op's arguments -> why it cannot serve them, "" when it can
+    devices: tuple[str, ...] = ()  # where the automatic choice may take it; () is everywhere
+    backward: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments an op must handle; the tests and the benchmarks walk through these."""
+
+    name: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Op(Generic[P, R]):
+    """A function with one meaning (`reference`) and several implementations."""
+
+    name: str
+    call: Callable[P, R]  # checks the arguments, then runs what `pick` returns
+    reference: Callable[P, R]
+    backends: tuple[Backend, ...]  # in order of preference
+    examples: Callable[[torch.dtype, torch.device], list[Example]]
+    by_name: dict[str, Backend] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {b.name: b for b in self.backends})
+        _known[self.name] = self
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.call(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {', '.join(self.by_name)}>"
+
+    def choose(self, *args: P.args, **kwargs: P.kwargs) -> Backend:
+        """The backend this call would run. ValueError when an explicit choice cannot serve it."""
+        return self.pick(self.bind(*args, **kwargs), requested(self.name))
+
+    def pick(self, args: tuple[Any, ...], wanted: str = "") -> Backend:
+        """As `choose`, for all arguments in order and a backend's name ("" is automatic)."""
+        if wanted:
+            return self._insist(args, wanted)
+        device = _device(args)
+        for backend in self.backends:
+            if not _stands_back(backend, device) and not backend.serves(*args):
+                return backend
+        raise ValueError(f"{self.name}: no backend serves this call.\n{self._candidates(args)}")
+
+    def bind(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """The arguments in order, defaults filled in."""
+        bound = inspect.signature(self.reference).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.args
+
+    def _insist(self, args: tuple[Any, ...], wanted: str) -> Backend:
+        if wanted not in self.by_name:
+            raise ValueError(
+                f"{self.name}: backend is {wanted!r}; expected one of {', '.join(self.by_name)}."
+            )
+        backend = self.by_name[wanted]
+        if why := backend.serves(*args):
+            raise ValueError(
+                f"{self.name}: backend {wanted} was asked for but cannot serve this call: {why}. "
+                f"Drop the choice (kernels.use, {VARIABLE}) to let another backend take over."
+            )
+        return backend
+
+    def _candidates(self, args: tuple[Any, ...], taken: str = "") -> str:
+        device = _device(args)
+        lines = []
+        for b in self.backends:
+            if why := b.serves(*args):
+                verdict = f"cannot: {why}"
+            elif b.name == taken:
+                verdict = "runs"
+            elif _stands_back(b, device):
+                verdict = f"only when asked for: not automatic on {device}"
+            else:
+                verdict = "could serve"
+            lines.append(f"  {b.name:<10} {verdict}")
+        return "\n".join(lines)
+
+
+def explain(op: Op[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
+    """Which backend a call would run, why, and what the others say; a bad choice is told too."""
+    full, wanted = op.bind(*args, **kwargs), requested(op.name)
+    try:
+        taken = op.pick(full, wanted).name
+        how = "asked for" if wanted else "first in order of preference that can"
+        verdict = f"runs {taken} ({how})"
+    except ValueError as error:
+        taken, verdict = "", f"refuses: {str(error).splitlines()[0]}"
+    return f"{op.name} on {_describe(full)}: {verdict}\n{op._candidates(full, taken)}"
+
+
+@contextmanager
+def use(choice: str) -> Iterator[None]:
+    """Insist on backends inside a `with`: "native", or "group_norm_silu=triton,to_uint8=native"."""
+    parse(choice, "kernels.use")
+    token = _chosen.set(choice)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def requested(name: str) -> str:
+    """The backend asked for: by `use`, else by the environment; "" when nobody asked."""
+    if (choice := _chosen.get()) and (wanted := _wanted(choice, name)):
+        return wanted
+    choice = os.environ.get(VARIABLE, "")
+    return _wanted(choice, name) if choice else ""
+
+
+def parse(choice: str, where: str = VARIABLE) -> dict[str, str]:
+    """`choice` as {op: backend}; the key "" stands for every op."""
+    wanted: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in choice.split(","))):
+        op, _, backend = part.rpartition("=")
+        if op and op not in _known:
+            raise ValueError(f"{where}: op is {op!r}; expected one of {', '.join(sorted(_known))}.")
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"{where}: backend is {backend!r}; expected one of {', '.join(BACKENDS)}."
+            )
+        wanted[op] = backend
+    return wanted
+
+
+@lru_cache(maxsize=64)
+def _wanted(choice: str, name: str) -> str:
+    wanted = parse(choice)
+    return wanted.get(name, wanted.get("", ""))
+
+
+def _device(args: tuple[Any, ...]) -> str:
+    for a in args:
+        if isinstance(a, Tensor):
+            return a.device.type
+    return "cpu"
+
+
+def _stands_back(backend: Backend, device: str) -> bool:
+    return bool(backend.devices) and device not in backend.devices
+
+
+def _describe(args: tuple[Any, ...]) -> str:
+    first = next(a for a in args if isinstance(a, Tensor))
+    strides = "" if first.is_contiguous() else f" strides {tuple(first.stride())}"
+    return f"{first.device.type} {str(first.dtype)[6:]} {tuple(first.shape)}{strides}"

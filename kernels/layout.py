@@ -1,0 +1,37 @@
+"""The two memory layouts the fast kernels know: (N, C, …) and channels last, (N, …, C)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CONTIGUOUS = torch.contiguous_format
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def of(x: Tensor) -> torch.memory_format:
+    """The layout an op answers in: channels last when `x` has channels innermost."""
+    last = CHANNELS_LAST.get(x.ndim)
+    if last is None or x.is_contiguous():
+        return CONTIGUOUS
+    if x.is_contiguous(memory_format=last) or x.stride(1) == 1 < x.shape[1]:
+        return last
+    return CONTIGUOUS
+
+
+def dense(x: Tensor, like: torch.memory_format) -> Tensor:
+    """`x` itself when it already has that layout, else a copy that has."""
+    return x if x.is_contiguous(memory_format=like) else x.contiguous(memory_format=like)
+
+
+def empty(x: Tensor, like: torch.memory_format) -> Tensor:
+    return torch.empty_like(x, memory_format=like)
+
+
+def channels_last(like: torch.memory_format) -> bool:
+    return like is not CONTIGUOUS
+
+
+def broadcast(value: Tensor, x: Tensor) -> Tensor:
+    """(C,) or (N, C) beside `x` (N, C, …)."""
+    return value.reshape(*value.shape, *([1] * (x.ndim - 2)))
