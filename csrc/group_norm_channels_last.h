@@ -29,11 +29,12 @@ void in_two_passes(const GroupNorm& p, const Before& before, const First& first,
 
 template <class T>
 void sum_rows(const T* __restrict x, std::int64_t rows, std::int64_t width,
-              const float* __restrict origin, float* __restrict total) {
+              const float* __restrict origin, const float* __restrict add,
+              float* __restrict total) {
   for (std::int64_t c = 0; c < width; ++c) total[c] = 0;
   for (std::int64_t r = 0; r < rows; ++r, x += width) {
 #pragma omp simd
-    for (std::int64_t c = 0; c < width; ++c) total[c] += load(x[c]) - origin[c];
+    for (std::int64_t c = 0; c < width; ++c) total[c] += (load(x[c]) + add[c]) - origin[c];
   }
 }
 
@@ -45,7 +46,7 @@ void square_rows(const T* __restrict x, std::int64_t rows, std::int64_t width,
   for (std::int64_t r = 0; r < rows; ++r, x += width) {
 #pragma omp simd
     for (std::int64_t c = 0; c < width; ++c) {
-      const float d = (load(x[c]) - mean[c]) + add[c];
+      const float d = (load(x[c]) + add[c]) - mean[c];
       total[c] += d * d;
     }
   }
@@ -61,13 +62,13 @@ void measure_block(const GroupNormForward& p, const ForwardScratch& s, const Blo
   float *origin = s.origin + task * p.channels, *total = s.total + task * p.channels;
   double *mean = s.mean + task * p.groups, *spread = s.spread + task * p.groups;
   const float* add = s.add_of + image * p.channels;
-  for (std::int64_t c = 0; c < p.channels; ++c) origin[c] = load(x[c]);
-  sum_rows(x, rows, p.channels, origin, total);
+  for (std::int64_t c = 0; c < p.channels; ++c) origin[c] = load(x[c]) + add[c];
+  sum_rows(x, rows, p.channels, origin, add, total);
   const double each = 1.0 / static_cast<double>(rows), share = 1.0 / static_cast<double>(width);
   for (std::int64_t g = 0; g < p.groups; ++g) {
     double m = 0;
     for (std::int64_t c = g * width; c < (g + 1) * width; ++c) {
-      m += (static_cast<double>(origin[c]) + add[c]) + each * total[c];
+      m += origin[c] + each * total[c];
     }
     mean[g] = m * share;
     for (std::int64_t c = g * width; c < (g + 1) * width; ++c) {
@@ -107,7 +108,7 @@ inline void join_blocks(const GroupNormForward& p, const ForwardScratch& s, cons
       const std::int64_t at = image * p.channels + c;
       s.mean_of[at] = m.mean;
       s.gain_of[at] = k.gain * m.rstd;
-      s.offset_of[at] = k.offset - m.rest * s.gain_of[at];
+      s.offset_of[at] = k.offset;
     }
   }
 }
@@ -119,7 +120,7 @@ void apply_rows(const T* __restrict x, T* __restrict y, std::int64_t rows, std::
   for (std::int64_t r = 0; r < rows; ++r, x += width, y += width) {
 #pragma omp simd
     for (std::int64_t c = 0; c < width; ++c) {
-      const float z = fused((load(x[c]) - mean[c]) + add[c], gain[c], offset[c]);
+      const float z = fused((load(x[c]) + add[c]) - mean[c], gain[c], offset[c]);
       store(y + c, Act ? silu(z) : z);
     }
   }
@@ -175,7 +176,7 @@ void slope_rows(const T* __restrict x, const T* __restrict dy, float* __restrict
   for (std::int64_t r = 0; r < rows; ++r, x += width, dy += width, dz += width) {
 #pragma omp simd
     for (std::int64_t c = 0; c < width; ++c) {
-      const float xhat = ((load(x[c]) - mean[c]) + add[c]) * rstd[c];
+      const float xhat = ((load(x[c]) + add[c]) - mean[c]) * rstd[c];
       const float slope = Act ? silu_slope(fused(xhat, gain[c], offset[c])) : 1.0f;
       const float d = load(dy[c]) * slope;
       dz[c] = d;
@@ -200,7 +201,7 @@ inline void join_sums(const GroupNormBackward& p, const BackwardScratch& s, cons
     s.sums[base + c] = v;
   }
   for (std::int64_t first = 0; first < p.channels; first += width) {
-    const Return r = out.join(image, first, s.rstd_of[base + first], s.sums + base + first);
+    const Return r = out.join(image, first, s.rstd_of[base + first]);
     for (std::int64_t c = first; c < first + width; ++c) {
       s.level_of[base + c] = r.level;
       s.tilt_of[base + c] = r.tilt;
@@ -218,7 +219,7 @@ void return_rows(const T* x, const float* dz, T* dx, std::int64_t rows, std::int
   for (std::int64_t r = 0; r < rows; ++r, x += width, dz += width, dx += width) {
 #pragma omp simd
     for (std::int64_t c = 0; c < width; ++c) {
-      const float xhat = ((load(x[c]) - mean[c]) + add[c]) * rstd[c];
+      const float xhat = ((load(x[c]) + add[c]) - mean[c]) * rstd[c];
       store(dx + c, fused(dz[c], gain[c] * rstd[c], fused(xhat, tilt[c], level[c])));
     }
   }

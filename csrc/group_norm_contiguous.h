@@ -74,7 +74,7 @@ double sum(const T* x, std::int64_t n, float origin, K k) {
     const std::int64_t end = smaller(n, at + kRun);
     float s = 0;
 #pragma omp simd reduction(+ : s)
-    for (std::int64_t i = at; i < end; ++i) s += (load(x[i]) - origin) + k.add(i);
+    for (std::int64_t i = at; i < end; ++i) s += (load(x[i]) + k.add(i)) - origin;
     total += s;
   }
   return total;
@@ -88,7 +88,7 @@ double squares(const T* x, std::int64_t n, float origin, K k) {
     float s = 0;
 #pragma omp simd reduction(+ : s)
     for (std::int64_t i = at; i < end; ++i) {
-      const float d = (load(x[i]) - origin) + k.add(i);
+      const float d = (load(x[i]) + k.add(i)) - origin;
       s += d * d;
     }
     total += s;
@@ -113,13 +113,17 @@ Moments measure(std::int64_t count, float eps, float origin, const Over& over) {
   return moments(mean, variance < 0 ? 0 : variance, eps);
 }
 
+template <class T, class K>
+KDGEN_INLINE float normalised(T x, float mean, float rstd, const K& k, std::int64_t i) {
+  return ((load(x) + k.add(i)) - mean) * rstd;
+}
+
 template <bool Act, class T, class K>
 void apply_row(const T* __restrict x, T* __restrict y, std::int64_t n, const Moments& m, K k) {
-  const float mean = m.mean, rest = m.rest, rstd = m.rstd;
+  const float mean = m.mean, rstd = m.rstd;
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
-    const float centred = (load(x[i]) - mean) + (k.add(i) - rest);
-    const float z = fused(centred, k.gain(i) * rstd, k.offset(i));
+    const float z = fused(normalised(x[i], mean, rstd, k, i), k.gain(i), k.offset(i));
     store(y + i, Act ? silu(z) : z);
   }
 }
@@ -134,14 +138,15 @@ void forward_contiguous(const GroupNormForward& p, const ForwardScratch& s) {
     const std::int64_t image = task / p.groups, first = task % p.groups * width;
     const T* x = static_cast<const T*>(p.x) + task * count;
     T* y = static_cast<T*>(p.y) + task * count;
+    const float origin = load(x[0]) + gain_of(p, image, first).add;
     Moments m;
     if (flat) {
       float own[3 * kRun];
       const Each k = constants(image, task % p.groups, own);
-      m = measure(count, p.eps, load(x[0]), [&](const auto& f) { return f(x, count, k); });
+      m = measure(count, p.eps, origin, [&](const auto& f) { return f(x, count, k); });
       apply_row<Act>(x, y, count, m, k);
     } else {
-      m = measure(count, p.eps, load(x[0]), [&](const auto& f) {
+      m = measure(count, p.eps, origin, [&](const auto& f) {
         double total = 0;
         for (std::int64_t d = 0; d < width; ++d) {
           total += f(x + d * p.size, p.size, Same{gain_of(p, image, first + d)});
@@ -159,11 +164,6 @@ void forward_contiguous(const GroupNormForward& p, const ForwardScratch& s) {
 }
 
 // ---- backward -----------------------------------------------------------------------------------
-
-template <class T, class K>
-KDGEN_INLINE float normalised(T x, float mean, float rstd, const K& k, std::int64_t i) {
-  return ((load(x) - mean) + k.add(i)) * rstd;
-}
 
 // dz of one row, and its sums.
 template <bool Act, class T>
@@ -202,20 +202,30 @@ void slope_flat(const T* __restrict x, const T* __restrict dy, float* __restrict
   }
 }
 
-inline Sums sums_of(const float* dz, const float* xhat, std::int64_t n) {
+inline Sums sums_of(const float* dz, const float* xhat, std::int64_t n, bool all) {
   float s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s1, s2, s3)
+#pragma omp simd reduction(+ : s1, s2)
   for (std::int64_t i = 0; i < n; ++i) {
     s1 += dz[i];
     s2 += dz[i] * xhat[i];
-    s3 += xhat[i];
   }
+#pragma omp simd reduction(+ : s3)
+  for (std::int64_t i = 0; i < (all ? n : 0); ++i) s3 += xhat[i];
   return {s1, s2, s3};
 }
 
-template <class T, class K>
+template <class T>
+void return_flat(const float* xhat, const float* dz, T* dx, std::int64_t n, float rstd, Return r,
+                 Each k) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    store(dx + i, fused(dz[i], k.gain(i) * rstd, fused(xhat[i], r.tilt, r.level)));
+  }
+}
+
+template <class T>
 void return_row(const T* x, const float* dz, T* dx, std::int64_t n, float mean, float rstd,
-                const Return& r, K k) {
+                Return r, Same k) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const float xhat = normalised(x[i], mean, rstd, k, i);
@@ -245,12 +255,12 @@ void backward_contiguous(const GroupNormBackward& p, const BackwardScratch& s) {
     }
     for (std::int64_t d = 0; d < width; ++d) {
       const std::int64_t at = d * p.size;
-      sums[d] = flat ? sums_of(dz + at, xhat + at, p.size)
+      sums[d] = flat ? sums_of(dz + at, xhat + at, p.size, p.dadd)
                      : slope_row<Act>(x + at, dy + at, dz + at, p.size, mean, rstd,
                                       Same{gain_of(p, image, first + d)});
     }
-    const Return r = out.join(image, first, rstd, sums);
-    if (flat) return return_row(x, dz, dx, count, mean, rstd, r, each);
+    const Return r = out.join(image, first, rstd);
+    if (flat) return return_flat(xhat, dz, dx, count, rstd, r, each);
     for (std::int64_t d = 0; d < width; ++d) {
       const std::int64_t at = d * p.size;
       return_row(x + at, dz + at, dx + at, p.size, mean, rstd, r,

@@ -13,7 +13,7 @@ KDGEN_BEGIN
 // Float sums are carried over into double after this many terms.
 constexpr std::int64_t kRun = 4096;
 
-// One channel of one image: z = (normalised x + add) * gain + offset.
+// One channel of one image: z = normalise(x + add) * gain + offset.
 struct Gain {
   float add, gain, offset;
 };
@@ -25,14 +25,13 @@ inline Gain gain_of(const GroupNorm& p, std::int64_t image, std::int64_t c) {
           p.bias[c] * lift + shift};
 }
 
-// The statistics of a group. `rest` is what the float mean leaves over.
+// The statistics of a group, rounded once.
 struct Moments {
-  float mean, rest, rstd;
+  float mean, rstd;
 };
 
 inline Moments moments(double mean, double variance, float eps) {
-  const float rounded = static_cast<float>(mean);
-  return {rounded, static_cast<float>(mean - rounded),
+  return {static_cast<float>(mean),
           static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps)))};
 }
 
@@ -41,13 +40,14 @@ struct Return {
   float level, tilt;
 };
 
-// Keeps Σ dz and Σ dz·xhat of each channel of each image, and works out what follows from them.
+// What follows from Σ dz, Σ dz·xhat and Σ xhat of each channel of each image.
 struct Gradients {
   const GroupNormBackward& p;
   const BackwardScratch& s;
 
-  // `sums`: those of the channels of the group that starts at `first`.
-  Return join(std::int64_t image, std::int64_t first, float rstd, const Sums* sums) const {
+  // For the group of channels that starts at `first`. Afterwards the sums' `xhat` is Σ dx.
+  Return join(std::int64_t image, std::int64_t first, float rstd) const {
+    Sums* sums = s.sums + image * p.channels + first;
     const std::int64_t width = p.channels / p.groups;
     const double size = static_cast<double>(p.size), count = static_cast<double>(width) * size;
     double g1 = 0, g2 = 0;
@@ -60,9 +60,10 @@ struct Gradients {
     const double level = -rstd * g1 / count, tilt = -rstd * g2 / count;
     for (std::int64_t d = 0; p.dadd && d < width; ++d) {
       const double own = sums[d].dz * (gain_of(p, image, first + d).gain * rstd);
-      const std::int64_t at = image * p.channels + first + d;
-      s.dadd[at] = static_cast<float>(own + (size * level + sums[d].xhat * tilt));
-      if (p.add_per_image) p.dadd[at] = s.dadd[at];
+      sums[d].xhat = own + (size * level + sums[d].xhat * tilt);
+      if (p.add_per_image) {
+        p.dadd[image * p.channels + first + d] = static_cast<float>(sums[d].xhat);
+      }
     }
     return {static_cast<float>(level), static_cast<float>(tilt)};
   }
@@ -78,9 +79,9 @@ struct Gradients {
         const std::int64_t at = image * p.channels + from;
         for (std::int64_t c = 0; c < width; ++c) {
           const double lift = p.scale ? 1.0 + p.scale[at + c] : 1.0;
-          weight[c] += lift * s.dz_xhat[at + c];
-          bias[c] += lift * s.dz[at + c];
-          if (p.dadd) add[c] += s.dadd[at + c];
+          weight[c] += lift * s.sums[at + c].dz_xhat;
+          bias[c] += lift * s.sums[at + c].dz;
+          add[c] += s.sums[at + c].xhat;
         }
       }
       for (std::int64_t c = 0; c < width; ++c) {
@@ -94,10 +95,8 @@ struct Gradients {
  private:
   void keep(std::int64_t image, std::int64_t c, const Sums& v) const {
     const std::int64_t at = image * p.channels + c;
-    s.dz[at] = static_cast<float>(v.dz);
-    s.dz_xhat[at] = static_cast<float>(v.dz_xhat);
-    if (p.dshift) p.dshift[at] = s.dz[at];
-    if (p.dscale) p.dscale[at] = p.weight[c] * s.dz_xhat[at] + p.bias[c] * s.dz[at];
+    if (p.dshift) p.dshift[at] = static_cast<float>(v.dz);
+    if (p.dscale) p.dscale[at] = static_cast<float>(p.weight[c] * v.dz_xhat + p.bias[c] * v.dz);
   }
 };
 

@@ -27,12 +27,14 @@ class Carver {
   std::int64_t used_ = 0;
 };
 
-// Channels last: an image is cut into blocks of rows that fit the first-level cache.
+// Channels last: an image is cut into blocks of rows that fit the first-level cache, and few enough
+// for sums in float.
 struct Blocks {
   std::int64_t rows, count;
 
   explicit Blocks(const GroupNorm& p)
-      : rows(larger(1, 8192 / larger(1, p.channels))), count((p.size + rows - 1) / rows) {}
+      : rows(smaller(64, larger(1, 8192 / larger(1, p.channels)))),
+        count((p.size + rows - 1) / rows) {}
 };
 
 // Σ dz, Σ dz·xhat and Σ xhat over the places of one channel.
@@ -66,7 +68,6 @@ struct ForwardScratch {
 
 struct BackwardScratch {
   float* constants;                           // as above
-  float *dz, *dz_xhat, *dadd;                 // (n, channels): sums over the places
   float* slopes;                              // like x, in float; null when dx itself can hold it
   Sums* sums;                                 // (n, channels)
   float *part_dz, *part_dz_xhat, *part_xhat;  // (n, blocks, channels)
@@ -78,7 +79,6 @@ struct BackwardScratch {
     Carver c(base);
     const std::int64_t each = p.n * p.channels, last = p.channels_last ? each : 0;
     const std::int64_t parts = p.channels_last ? each * Blocks(p).count : 0;
-    for (float** v : {&dz, &dz_xhat, &dadd}) *v = c.take<float>(each);
     constants = p.channels_last ? nullptr : c.take<float>(3 * p.channels * p.size);
     slopes = p.dtype == Dtype::float32 ? nullptr : c.take<float>(each * p.size);
     sums = c.take<Sums>(each);

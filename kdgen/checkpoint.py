@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -40,6 +41,17 @@ Tensors = Mapping[str, Tensor]
 def canonical(content: Any) -> bytes:
     """JSON with one spelling: two equal contents give equal bytes."""
     return json.dumps(content, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def plain(content: Any) -> Any:
+    """The content as JSON can hold it: tuples become lists, NaN and infinities their names."""
+    if isinstance(content, Mapping):
+        return {str(key): plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    return content
 
 
 def digest(content: Any) -> str:
@@ -206,21 +218,25 @@ def newest(folder: Path, run: str | None = None) -> Checkpoint | None:
 
     Each one passed over is a warning; CheckpointError if all are.
     """
+    listed = steps(folder)
     problems = []
-    for path in steps(folder):
+    for path in listed:
         try:
             checkpoint = read(path).verify()
             _check_owner(checkpoint, run)
         except CheckpointError as error:
-            problems.append(str(error))
+            problems.append((path, str(error)))
             continue
-        for problem in problems:
-            log.warning("%s Using %s instead.", problem, path.name)
+        for damaged, problem in problems:
+            if damaged.exists():  # else the run has retired it meanwhile
+                log.warning("%s Using %s instead.", problem, path.name)
         return checkpoint
+    if listed and listed != steps(folder):
+        return newest(folder, run)  # the run has moved on while we were reading
     if problems:
         raise CheckpointError(
-            f"{folder}: none of {len(problems)} checkpoints can be used; expected one that "
-            "verifies. " + " ".join(problems[:_SHOWN])
+            f"{folder}: none of {len(problems)} checkpoints can be used; expected one. "
+            + " ".join(text for _, text in problems[:_SHOWN])
         )
     return None
 

@@ -47,7 +47,7 @@ def main() -> None:
 def entry(
     args: type[Args], run: Callable[[Args], None], argv: Sequence[str] | None, prog: str
 ) -> None:
-    """Parse `argv` into the dataclass `args`, run, and turn refusals into one line and an exit code."""
+    """Parse `argv` into the dataclass `args` and run; a refusal is one line and an exit code."""
     import tyro
 
     logging.basicConfig(format="kdgen: %(levelname)s: %(message)s")
@@ -59,28 +59,23 @@ def entry(
     except (KdgenError, ValueError, KeyboardInterrupt) as error:
         if os.environ.get("KDGEN_DEBUG"):
             raise
-        print(f"kdgen: {_kind(error)}{error}", file=sys.stderr)
-        sys.exit(_exit_code(error))
+        message, code = _verdict(error)
+        print(f"kdgen: {message}", file=sys.stderr)
+        sys.exit(code)
 
 
-def _kind(error: BaseException) -> str:
-    return (
-        ""
-        if isinstance(error, Interrupted)
-        else "interrupted"
-        if isinstance(error, KeyboardInterrupt)
-        else "error: "
-    )
-
-
-def _exit_code(error: BaseException) -> int:
+def _verdict(error: BaseException) -> tuple[str, int]:
+    """Message and exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return 130
-    return error.exit_code if isinstance(error, KdgenError) else UsageError.exit_code
+        return "interrupted", 130
+    if isinstance(error, Interrupted):
+        return str(error), error.exit_code
+    code = error.exit_code if isinstance(error, KdgenError) else UsageError.exit_code
+    return f"error: {error}", code
 
 
 def device(name: str) -> torch.device:
-    """ "auto" is the first GPU, else the CPU. MissingError when a GPU is asked for and there is none."""
+    """The device of `--device`: "auto" is the first GPU, else the CPU."""
     import torch
 
     if name == "auto":
@@ -93,7 +88,8 @@ def device(name: str) -> torch.device:
         ) from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise MissingError(
-            f"--device {name}: torch {torch.__version__} sees no GPU. Use --device cpu; see kdgen doctor."
+            f"--device {name}: torch {torch.__version__} sees no GPU. Use --device cpu; "
+            "`kdgen doctor` says more."
         )
     return found
 
@@ -119,7 +115,7 @@ def _cpu_model() -> str:
 
 
 def bar(steps: Iterable[Step], total: int, images: int, what: str) -> Iterator[Step]:
-    """A progress line: steps, loss, images/s, time left. Plain lines every 5% where there is no terminal."""
+    """A progress line: steps, loss, images/s, time left."""
     from tqdm import tqdm
 
     quiet = not sys.stderr.isatty()
@@ -135,10 +131,15 @@ def bar(steps: Iterable[Step], total: int, images: int, what: str) -> Iterator[S
     with line:
         for step in steps:
             if not first:
-                first, begun = step.number, time.perf_counter()  # a resumed run starts in the middle
+                first, begun = (
+                    step.number,
+                    time.perf_counter(),
+                )  # a resumed run starts in the middle
                 line.initial = line.last_print_n = line.n = first - 1
             line.update(step.number - line.n)
             if step.every(10):
                 rate = (step.number - first) * images / (time.perf_counter() - begun)
-                line.set_postfix_str(f"loss {float(step.loss):.4f}, {rate:,.0f} images/s", refresh=False)
+                line.set_postfix_str(
+                    f"loss {float(step.loss):.4f}, {rate:,.0f} images/s", refresh=False
+                )
             yield step

@@ -1,4 +1,5 @@
-"""What a network says about a noisy image, in every unit the field uses; the only place where units are converted."""
+"""What a network says about a noisy image, in every unit the field uses; the only place where units
+are converted."""
 
 from __future__ import annotations
 
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from kdgen.schedules import NoiseSchedule, expand
 
-SIGMA_DATA = 0.5  # standard deviation of natural images in [-1, 1]. Karras et al. 2022, arXiv:2206.00364, table 1
-SMALLEST_ALPHA = (
-    1e-3  # below it, (x_t − sigma·eps)/alpha amplifies the network's error a thousandfold
-)
+# Standard deviation of natural images in [-1, 1]. Karras et al. 2022, arXiv:2206.00364, table 1
+SIGMA_DATA = 0.5
+# Below it, (x_t − sigma·eps)/alpha amplifies the network's error a thousandfold.
+SMALLEST_ALPHA = 1e-3
 
 
 class Levels:
-    """Signal and noise levels at t (B,), each broadcast over an image; the slopes in t are computed when asked for."""
+    """Signal and noise levels at t (B,), each broadcast over an image; the slopes in t are computed
+    when asked for."""
 
     def __init__(self, schedule: NoiseSchedule, t: Tensor, like: Tensor) -> None:
         self._schedule, self._t, self._like = schedule, t, like
@@ -38,6 +40,11 @@ class Levels:
     @property
     def d_sigma(self) -> Tensor:
         return self._rates[1]
+
+    @cached_property
+    def power(self) -> Tensor:
+        """alpha² + sigma²: 1 on a variance-preserving schedule."""
+        return self.alpha.square() + self.sigma.square()
 
 
 class Prediction:
@@ -86,15 +93,15 @@ def _read_eps(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
 
 
 def _read_v(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
-    norm = q.alpha.square() + q.sigma.square()
-    x0 = (q.alpha * x_t - q.sigma * raw) / norm
-    return Prediction(x_t, x0, q, eps=(q.sigma * x_t + q.alpha * raw) / norm)
+    x0 = (q.alpha * x_t - q.sigma * raw) / q.power
+    return Prediction(x_t, x0, q, eps=(q.sigma * x_t + q.alpha * raw) / q.power)
 
 
 def _read_both(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
-    """Salimans & Ho 2022, §4: x0 and eps heads, blended by their noise levels (variance-preserving schedules)."""
+    """Salimans & Ho 2022, §4: x0 and eps heads, blended by their noise levels."""
     from_x0, from_eps = raw.chunk(2, dim=1)
-    return Prediction(x_t, q.sigma.square() * from_x0 + q.alpha * (x_t - q.sigma * from_eps), q)
+    x0 = q.sigma.square() * from_x0 + q.alpha * (x_t - q.sigma * from_eps)
+    return Prediction(x_t, x0 / q.power, q)
 
 
 def _read_velocity(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
@@ -108,16 +115,18 @@ def _read_score(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
 
 
 def _read_edm(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
-    """Karras et al. 2022, eq. 7, on x_t/alpha."""
-    y, sigma = x_t / q.alpha, q.sigma / q.alpha
-    total = sigma.square() + SIGMA_DATA**2
-    x0 = SIGMA_DATA**2 / total * y + sigma * SIGMA_DATA / total.sqrt() * raw
+    """Karras et al. 2022, eq. 7, in x_t/alpha and sigma/alpha; multiplied out, alpha may be 0."""
+    power = q.sigma.square() + (SIGMA_DATA * q.alpha).square()
+    x0 = SIGMA_DATA**2 * q.alpha / power * x_t + SIGMA_DATA * q.sigma / power.sqrt() * raw
     return Prediction(x_t, x0, q)
 
 
 def _read_residual(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
-    """x0 = x_t − F: the one-step form of Luhman & Luhman 2021, arXiv:2101.02388."""
-    return Prediction(x_t, x_t - raw, q)
+    """x0 = z − F: the one-step form of Luhman & Luhman 2021, arXiv:2101.02388.
+
+    z is x_t at unit noise: x_t itself where the schedule preserves variance.
+    """
+    return Prediction(x_t, x_t / q.power.sqrt() - raw, q)
 
 
 READERS: dict[str, Callable[[Tensor, Tensor, Levels], Prediction]] = {
@@ -131,6 +140,8 @@ READERS: dict[str, Callable[[Tensor, Tensor, Levels], Prediction]] = {
     "residual": _read_residual,
 }
 _DIVIDES_BY_ALPHA = ("eps", "score")
+# Networks that see x_t divided by its own size, given a standard deviation of the clean image.
+_UNIT_INPUT = {"edm": SIGMA_DATA, "residual": 1.0}
 
 
 # What number the network's embedding sees for a time t (B,).
@@ -179,7 +190,8 @@ class Sampling:
 
 
 class Net(Protocol):
-    """Any module `(x (B, C, H, W), time (B,), label (B,) int64 or None) -> (B, C', H, W)` with these facts."""
+    """Any module `(x (B, C, H, W), time (B,), label (B,) int64 or None) -> (B, C', H, W)` that
+    knows this."""
 
     shape: tuple[int, int, int]
     classes: int
@@ -188,7 +200,8 @@ class Net(Protocol):
 
 
 class Predicts(Protocol):
-    """What samplers and methods need of a denoiser; `Denoiser`, `Guided` and the exact ones provide it."""
+    """What samplers and methods need of a denoiser; `Denoiser`, `Guided` and `nets.exact` provide
+    it."""
 
     schedule: NoiseSchedule
 
@@ -198,20 +211,21 @@ class Predicts(Protocol):
 
 
 def times(t: Tensor | float, x_t: Tensor) -> Tensor:
-    """(B,) float32 times beside x_t, from one float or a tensor."""
+    """(B,) times beside x_t, from one float or a tensor: float32, or float64 beside float64."""
+    wide = torch.promote_types(x_t.dtype, torch.float32)
     if isinstance(t, Tensor):
-        return t.expand(len(x_t))
-    return torch.full(
-        (len(x_t),), t, dtype=torch.promote_types(x_t.dtype, torch.float32), device=x_t.device
-    )
+        return t.to(wide).expand(len(x_t))
+    return torch.full((len(x_t),), t, dtype=wide, device=x_t.device)
 
 
 class Denoiser(nn.Module):
     """A network together with its schedule and the meaning of its output.
 
-    `parameterisation` is one of `READERS`; `time` (one of `TIMES`) says which number the network embeds and defaults to
-    the schedule's usual one. The network may run under autocast; predictions are float32 (float64 for float64 images).
-    Raises ValueError for unknown names, and for "eps"/"score" on a schedule whose last alpha is below 1e-3.
+    `parameterisation` is one of `READERS`; `time` (one of `TIMES`) says which number the network
+    embeds and defaults to the schedule's usual one. The network may run under autocast; predictions
+    are float32 (float64 for float64 images). Raises ValueError for unknown names, and for what is
+    not finite on this schedule: "eps" and "score" where the last alpha is below 1e-3, "log_sigma"
+    where it is 0.
     """
 
     def __init__(
@@ -226,12 +240,7 @@ class Denoiser(nn.Module):
         time = time or _USUAL_TIME[schedule.name]
         _check_name("parameterisation", parameterisation, READERS)
         _check_name("time", time, TIMES)
-        last = schedule.levels(1.0)[0]
-        if parameterisation in _DIVIDES_BY_ALPHA and last < SMALLEST_ALPHA:
-            raise ValueError(
-                f"Denoiser: {parameterisation!r} divides by alpha, which is {last:.1e} at t = 1 on {schedule.name}; "
-                f"expected at least {SMALLEST_ALPHA}. Use 'v' or 'x0'."
-            )
+        _check_end(schedule, parameterisation, time)
         self.net, self.schedule = net, schedule
         self.parameterisation, self.time = parameterisation, time
         self.sampling = sampling or Sampling()
@@ -247,31 +256,43 @@ class Denoiser(nn.Module):
         return self.net.classes  # type: ignore[return-value]
 
     def forward(self, x_t: Tensor, t: Tensor | float, label: Tensor | None = None) -> Prediction:
-        """x_t (B, C, H, W), t (B,) or one float in (0, 1], label (B,) int64 with -1 (or None) for "no class"."""
+        """x_t (B, C, H, W), t (B,) or one float in (0, 1], label (B,) int64 with -1 (or None) for
+        "no class"."""
         t = times(t, x_t)
         time = TIMES[self.time](self.schedule, t)
         q = Levels(self.schedule, t, x_t)
-        raw = self.net(self._scaled(x_t, q), time, label).to(
-            torch.promote_types(x_t.dtype, torch.float32)
-        )
-        return READERS[self.parameterisation](x_t, raw, q)
+        raw = self.net(self._scaled(x_t, q), time, label)
+        self._check_heads(x_t, raw)
+        wide = torch.promote_types(x_t.dtype, torch.float32)
+        return READERS[self.parameterisation](x_t.to(wide), raw.to(wide), q)
 
     def _scaled(self, x_t: Tensor, q: Levels) -> Tensor:
-        """Unit-variance input for EDM's networks; the others see x_t itself."""
-        if self.parameterisation != "edm":
+        """Unit variance for the networks that want it; the others see x_t itself."""
+        if (data := _UNIT_INPUT.get(self.parameterisation)) is None:
             return x_t
-        return x_t / (q.sigma.square() + (SIGMA_DATA * q.alpha).square()).sqrt()
+        return x_t / (q.sigma.square() + (data * q.alpha).square()).sqrt()
+
+    def _check_heads(self, x_t: Tensor, raw: Tensor) -> None:
+        heads = 2 if self.parameterisation == "both" else 1
+        expected = (len(x_t), heads * x_t.shape[1], *x_t.shape[2:])
+        if raw.shape != expected:  # broadcasting would hide it
+            raise ValueError(
+                f"Denoiser: the network gave {tuple(raw.shape)} for {self.parameterisation!r}; "
+                f"expected {expected}. Set its out_channels to {expected[1]}."
+            )
 
     def copy(self, **changes: Any) -> Denoiser:
         """An independent copy of the weights; keyword arguments replace constructor arguments."""
         facts: dict[str, Any] = {
-            "net": copy.deepcopy(self.net),
             "schedule": self.schedule,
             "parameterisation": self.parameterisation,
             "time": self.time,
             "sampling": self.sampling,
+            **changes,
         }
-        return Denoiser(**{**facts, **changes})
+        if "net" not in facts:
+            facts["net"] = copy.deepcopy(self.net)
+        return Denoiser(**facts).train(self.training)
 
     def config(self) -> dict[str, Any]:
         """JSON-able; `nets.denoiser(config)` builds the same denoiser with fresh weights."""
@@ -285,7 +306,8 @@ class Denoiser(nn.Module):
 
 
 class Guided:
-    """Classifier-free guidance: x0 = x0(∅) + scale·(x0(label) − x0(∅)). Ho & Salimans 2022, arXiv:2207.12598.
+    """Classifier-free guidance: x0 = x0(∅) + scale·(x0(label) − x0(∅)). Ho & Salimans 2022,
+    arXiv:2207.12598.
 
     One batched network call of twice the size; scale 1 is the plain conditional prediction.
     """
@@ -293,7 +315,8 @@ class Guided:
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
         if not denoiser.classes:
             raise ValueError(
-                "Guided: the denoiser has no classes; expected a conditional one. Leave guidance at 1."
+                "Guided: the denoiser has no classes; expected a conditional one. Leave guidance "
+                "at 1."
             )
         self.denoiser, self.schedule, self.scale = denoiser, denoiser.schedule, scale
 
@@ -307,6 +330,21 @@ class Guided:
         with_label, without = both.x0.chunk(2)
         return Prediction(
             x_t, torch.lerp(without, with_label, self.scale), Levels(self.schedule, t, x_t)
+        )
+
+
+def _check_end(schedule: NoiseSchedule, parameterisation: str, time: str) -> None:
+    """Refuse what would divide by the schedule's last alpha where that is (nearly) 0."""
+    last = schedule.levels(1.0)[0]
+    if parameterisation in _DIVIDES_BY_ALPHA and last < SMALLEST_ALPHA:
+        raise ValueError(
+            f"Denoiser: {parameterisation!r} divides by alpha, which is {last:.1e} at t = 1 on "
+            f"{schedule.name}; expected at least {SMALLEST_ALPHA}. Use 'v' or 'x0'."
+        )
+    if time == "log_sigma" and last == 0:
+        raise ValueError(
+            f"Denoiser: time 'log_sigma' is infinite at t = 1 on {schedule.name}, where alpha is "
+            "0; expected a finite one. Use 'angle' or 'thousandths'."
         )
 
 

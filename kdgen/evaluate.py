@@ -1,11 +1,12 @@
-"""`python -m kdgen.evaluate`: measure a model's images against real ones, without pretrained networks.
+"""`python -m kdgen.evaluate`: measure a model's images against real ones.
 
 Examples:
   python -m kdgen.evaluate
   python -m kdgen.evaluate --checkpoint runs/student --json student.json
   python -m kdgen.evaluate --checkpoint runs/teacher --steps 1
 
-None of the numbers is FID: they rank models on one data set at one n, with the floor beside each.
+No pretrained network is needed, and no number is FID: they rank models on one data set at one n,
+with the floor beside each.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from kdgen import checkpoint, cli, data, durable, metrics
@@ -94,7 +94,11 @@ def draw(
     """(uint8 (n, C, H, W), labels (n,) or None): the same noise and classes for every model."""
     labels = None
     if model.classes and images.labels is not None:
-        labels = images.labels if n == len(images) else images.labels[data.order(len(images), seed, 0)[:n]]
+        labels = (
+            images.labels
+            if n == len(images)
+            else images.labels[data.order(len(images), seed, 0)[:n]]
+        )
     samples = generator(model, seed=seed, batch=batch, steps=steps)(n, label=labels)
     return samples.permute(0, 3, 1, 2), labels
 

@@ -11,20 +11,20 @@ from torch import Tensor
 from kdgen import fold, kernels, noise, samplers
 from kdgen.denoiser import Denoiser, Guided, Sampling
 from kdgen.errors import MemoryLimitError
+from kdgen.samplers import LANES
 
-# BLAS libraries sum in another order for fewer rows. Padding every batch to a multiple of this keeps an image's bits
-# independent of the batch it came in.
-LANES = 8
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # how torch's message about it begins
 
 Labels = int | Sequence[int] | Tensor | None
 
 
 class Generator:
-    """Images k = first, first + 1, … of a denoiser, each a function of (weights, seed, k, its class).
+    """Images k = first, first + 1, … of a denoiser: functions of (weights, seed, k, its class).
 
-    The images do not depend on `batch`: on one device and dtype they are equal to the bit. `dtype` is the network's
-    (float32, bfloat16, float16); noise, steps and the final combination are float32. `how` defaults to the denoiser's own
-    sampling. Without labels, a conditional denoiser draws a class for every image.
+    The images do not depend on `batch`: on one CPU and dtype they are equal to the bit. `dtype` is
+    the network's (float32, bfloat16, float16); noise, steps and the final combination are float32.
+    `how` defaults to the denoiser's own sampling. Without labels, a conditional denoiser draws a
+    class for every image.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Generator:
         return samplers.evaluations(self.denoiser.schedule, self.how)
 
     def __call__(self, n: int, *, first: int = 0, label: Labels = None) -> Tensor:
-        """n images, uint8 (n, H, W, C) on the CPU. `label`: one class for all, one per image, or None."""
+        """n images, uint8 (n, H, W, C) on the CPU. `label`: one class for all, one per image, or
+        None."""
         c, h, w = self.denoiser.shape
         parts = list(self.batches(n, first=first, label=label))
         return torch.cat(parts) if parts else torch.empty(0, h, w, c, dtype=torch.uint8)
@@ -71,21 +72,34 @@ class Generator:
             done += count
 
     def labels(self, n: int, *, first: int = 0, label: Labels = None) -> Tensor | None:
-        """The classes (n,) int64 of images first … first + n − 1, or None for an unconditional denoiser."""
+        """The classes (n,) int64 of images first … first + n − 1, or None for an unconditional
+        denoiser. Raises ValueError for labels that are not n classes."""
         classes = self.denoiser.classes
         if not classes:
             if label is not None:
                 raise ValueError(
-                    "Generator: label given, but the model has no classes. Leave it out."
+                    f"Generator: label is {_shown(label)}, but the model has no classes; expected "
+                    "None. Leave it out."
                 )
             return None
         if label is None:
             index = noise.addresses(first, n, self.device)
             return noise.classes(self.seed, noise.Stream.LABEL, index, classes)
-        wanted = torch.as_tensor(label, device=self.device).expand(n)
-        if n and not (0 <= int(wanted.min()) and int(wanted.max()) < classes):
+        wanted = torch.as_tensor(label)
+        if (
+            wanted.is_floating_point()
+            or wanted.dtype == torch.bool
+            or wanted.shape not in ((), (n,))
+        ):
             raise ValueError(
-                f"Generator: label is {label}; expected classes 0 … {classes - 1}. Choose one of them."
+                f"Generator: label is {_shown(label)}; expected one integer, or one for each of "
+                f"the {n} images. Pass those."
+            )
+        wanted = wanted.to(self.device, torch.int64).expand(n)
+        if n and not (int(wanted.min()) >= 0 and int(wanted.max()) < classes):
+            raise ValueError(
+                f"Generator: label is {_shown(label)}; expected classes 0 … {classes - 1}. Choose "
+                "one of them."
             )
         return wanted
 
@@ -95,28 +109,33 @@ class Generator:
         return copy
 
     def _try(self, first: int, count: int, label: Tensor | None) -> Tensor | None:
-        """None when memory ran out; deciding outside the `except` lets the failed frames go first."""
+        """None when memory ran out; deciding outside the `except` lets the failed frames go
+        first."""
         try:
             return self._images(first, count, label)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            # torch has a type of its own for GPUs only.
+            if not isinstance(error, torch.OutOfMemoryError) and CPU_OUT_OF_MEMORY not in str(
+                error
+            ):
+                raise
             return None
 
     def _shrink(self, count: int) -> None:
-        if count <= 1:
+        if count <= LANES:  # smaller batches are padded to as much
             raise MemoryLimitError(
-                f"sample: one image does not fit on {self.device} in {self.dtype}; expected room for a batch of 1. "
-                "Free memory, use --dtype bf16, or sample on the CPU."
+                f"sample: {LANES} images do not fit on {self.device} in {self.dtype}; expected "
+                "room for them. Free memory, use --dtype bf16, or sample on the CPU."
             )
-        torch.cuda.empty_cache()
-        self.batch = max(1, count // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.batch = max(LANES, count // 2)
 
     @torch.inference_mode()
     def _images(self, first: int, count: int, label: Tensor | None) -> Tensor:
-        lanes = -(-count // LANES) * LANES
-        index = noise.addresses(first, lanes, self.device)
+        index = samplers.padded(noise.addresses(first, count, self.device))
         z = noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
-        if label is not None:
-            label = torch.cat([label, label[-1:].expand(lanes - count)])
+        label = None if label is None else samplers.padded(label)
         return self._sample(z, label, index)[:count].cpu()
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
@@ -127,8 +146,8 @@ class Generator:
 class FastGenerator(Generator):
     """The same images within one grey level, faster.
 
-    The time embedding becomes tables (`fold.tabulate`), the network runs channels-last on the fused kernels, and the last
-    DDIM step writes uint8 directly.
+    The time embedding becomes tables (`fold.tabulate`), the network runs channels-last on the fused
+    kernels, and the last DDIM step writes uint8 directly.
     """
 
     def _prepare(self, denoiser: Denoiser) -> Denoiser:
@@ -137,7 +156,7 @@ class FastGenerator(Generator):
             times = sorted({t for t, _ in samplers.moves(denoiser.schedule, how.steps, how.grid)})
             denoiser = fold.tabulate(denoiser, times)
         fast = super()._prepare(denoiser)
-        fast.net.to(memory_format=torch.channels_last)
+        fast.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return fast
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
@@ -166,7 +185,13 @@ def generator(
     dtype: torch.dtype = torch.float32,
     steps: int | None = None,
 ) -> Generator:
-    """The fast or the plain generator of a denoiser; `steps` replaces the number of steps it is meant to take."""
+    """The fast or the plain generator of a denoiser; `steps` replaces the number of steps it is
+    meant to take."""
     how = denoiser.sampling if steps is None else replace(denoiser.sampling, steps=steps)
     kind = FastGenerator if fast else Generator
     return kind(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)
+
+
+def _shown(label: object) -> str:
+    text = repr(label)
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -20,12 +20,14 @@ class FixedTimes(nn.Module):
     def __init__(self, times: Tensor, classes: int) -> None:
         super().__init__()
         rising = times.sort().values
-        # float64, so that a cast of the network to bfloat16 is undone by `forward` without moving a boundary
-        self.register_buffer("middles", (rising[1:] + rising[:-1]) / 2, persistent=False)
+        middles = ((rising[1:] + rising[:-1]) / 2).double()
+        # Bits of float64 as integers: casting the network to bfloat16, which cannot tell time 998
+        # from 999, must not move a boundary.
+        self.register_buffer("middles", middles.view(torch.int64), persistent=False)
         self.classes = classes
 
     def forward(self, time: Tensor, label: Tensor | None) -> Tensor:
-        place = torch.bucketize(time, self.middles.to(time.dtype))
+        place = torch.bucketize(time.double(), self.middles.view(torch.float64))
         if not self.classes:
             return place
         row = self.classes if label is None else torch.where(label < 0, self.classes, label)
@@ -47,8 +49,9 @@ class Table(nn.Module):
 def tabulate(denoiser: Denoiser, times: Sequence[float]) -> Denoiser:
     """The same denoiser for these times (in (0, 1]) only, without its time embedding.
 
-    Every block's projection of the embedding becomes a table, computed in float64, which also takes over the bias of the
-    convolution in front of it: both are added to the same channels. Raises ValueError for networks other than `UNet`.
+    Every block's projection of the embedding becomes a table, computed in float64, which also takes
+    over the bias of the convolution in front of it: both are added to the same channels. Raises
+    ValueError for networks other than `UNet`.
     """
     if not isinstance(denoiser.net, UNet):
         kind = type(denoiser.net).__name__

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdgen.batches import Source, described
-from kdgen.checkpoint import Checkpoint, fill, nonfinite, size_of, tensors_digest
+from kdgen.checkpoint import Checkpoint, fill, nonfinite, plain, size_of, tensors_digest
 from kdgen.errors import NonFiniteError
 from kdgen.loop import Loop
 from kdgen.run import Run
@@ -74,7 +74,7 @@ class Keeper:
                 )
         average = "ema.safetensors" if loop.average else "student.safetensors"
         facts = {
-            "fit": self.facts,
+            "fit": plain(self.facts),
             "config": loop.nets.student.config(),
             "weights": {"ema": average, "raw": "student.safetensors"},
             "strikes": loop.ledger.strikes,

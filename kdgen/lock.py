@@ -48,8 +48,8 @@ class Lock:
 
 
 def _owner(fd: int) -> str:
-    for _ in range(20):
-        time.sleep(0.05)  # who took it an instant ago has yet to write its name
+    for _ in range(50):
+        time.sleep(0.02)  # who took it an instant ago has yet to write its name
         with suppress(ValueError, KeyError, TypeError):
             facts = json.loads(os.pread(fd, 4096, 0))
             return f"pid {facts['pid']} on host {facts['host']} since {facts['since']}"

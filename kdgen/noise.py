@@ -1,4 +1,5 @@
-"""Every draw has an address: noise as a function of (seed, stream, index), the same on every device and batch size."""
+"""Every draw has an address: noise as a function of (seed, stream, index), the same on every device
+and batch size."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class Stream(IntEnum):
 
 
 def normal(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(n, *shape) standard normals for the addresses index (n,) int64, float32 on index's device."""
+    """(n, *shape) standard normals for the addresses index (n,) int64: float32, where index is."""
     return kernels.philox_normal(seed, int(stream), index, math.prod(shape)).view(
         len(index), *shape
     )

@@ -1,7 +1,8 @@
 """Teacher pairs (z, image), made once: sharded, resumable, verified.
 
-Pair i is a function of (teacher weights, sampling, seed, i) alone, so only the image and its class are stored; z is drawn
-again from its address. A store is a directory with `plan.json` and one verified checkpoint directory per shard.
+Pair i is a function of (teacher weights, sampling, seed, i) alone, so only the image is stored; z
+and class are drawn again from their address. A store is a directory with `plan.json` and one
+verified checkpoint directory per shard.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdgen import checkpoint, durable, noise, samplers
+from kdgen import checkpoint, durable, kernels, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.errors import CheckpointError, DataError
+from kdgen.errors import CheckpointError, DataError, NonFiniteError
 from kdgen.lock import Lock
 
 PLAN, FILE = "plan.json", "pairs.safetensors"
@@ -26,7 +27,10 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uin
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the pairs depend on. `dtype` is how images are stored; float16 rounds them by at most 2⁻¹²."""
+    """All that the pairs depend on.
+
+    `dtype` is how images are stored: float16 rounds them by at most 2⁻¹², uint8 by at most 1/255.
+    """
 
     count: int
     teacher: str  # SHA-256 of its weights and config
@@ -63,11 +67,9 @@ class Plan:
 
     def label(self, index: Tensor) -> Tensor | None:
         """Their classes (n,), or None."""
-        return (
-            noise.classes(self.seed, noise.Stream.PAIR_LABEL, index, self.classes)
-            if self.classes
-            else None
-        )
+        if not self.classes:
+            return None
+        return noise.classes(self.seed, noise.Stream.PAIR_LABEL, index, self.classes)
 
 
 def plan(
@@ -89,56 +91,84 @@ def plan(
 def generate(
     path: str | Path, teacher: Denoiser, wanted: Plan, *, batch: int = 256
 ) -> Iterator[int]:
-    """Fill the store at `path`, yielding the number of pairs done after every batch and verified shard.
+    """Fill the store at `path`, yielding the number of pairs done after every batch and shard.
 
-    Shards that verify are kept, damaged ones are made again: the same call after a crash goes on. Raises DataError when the
-    directory holds pairs of another plan, BusyError when another process fills it.
+    The pairs do not depend on `batch`. Shards that verify are kept, damaged ones are made again:
+    the same call after a crash goes on. Raises DataError when the directory holds pairs of another
+    plan or cannot be one, BusyError when another process fills it, CheckpointError when the disk
+    refuses, NonFiniteError when the teacher gives no numbers.
     """
+    if batch < 1:
+        raise ValueError(f"pairs: batch is {batch}; expected at least 1. Ask for one or more.")
     root = Path(path)
-    root.mkdir(parents=True, exist_ok=True)
-    lock = Lock(root / ".lock")
-    lock.take()
+    lock = _take(root)
     try:
         _agree(root, wanted)
         for k in range(wanted.shards):
-            done = k * wanted.shard
             if not _intact(root, k, wanted):
-                yield from (done + n for n in _make(root, k, teacher, wanted, batch))
-            yield done + len(wanted.indices(k))
+                yield from _make(root, k, teacher, wanted, batch)
+            yield min((k + 1) * wanted.shard, wanted.count)
     finally:
         lock.release()
 
 
+def _take(root: Path) -> Lock:
+    lock = Lock(root / ".lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    except OSError as error:
+        raise DataError(
+            f"{root}: {error.strerror}; expected a folder that can be written. Choose another."
+        ) from error
+    return lock
+
+
 def _make(root: Path, k: int, teacher: Denoiser, wanted: Plan, batch: int) -> Iterator[int]:
-    images, index = [], wanted.indices(k)
-    for part in index.split(batch):
-        images.append(_stored(teach(teacher, wanted, part), wanted.dtype))
-        if len(part) == batch:
-            yield len(images) * batch
-    durable.clean(root, _shard(k))
-    facts = {"plan": asdict(wanted), "first": int(index[0]), "count": len(index)}
-    checkpoint.write(root / _shard(k), {FILE: {"x0": torch.cat(images)}}, facts)
+    """Make shard k, yielding the number of pairs done after all but its last batch."""
+    parts, index = [], wanted.indices(k)
+    for first in range(0, len(index), batch):
+        if first:
+            yield int(index[first])
+        part = index[first : first + batch]
+        parts.append(_stored(teach(teacher, wanted, part), wanted.dtype))
+    images = torch.cat(parts)
+    try:
+        durable.clean(root, _shard(k))
+        checkpoint.write(root / _shard(k), {FILE: {"x0": images}}, _facts(k, wanted))
+    except OSError as error:
+        size = images.numel() * images.element_size()
+        raise checkpoint.refused(root / _shard(k), error, size) from error
 
 
 @torch.no_grad()
 def teach(teacher: Denoiser, wanted: Plan, index: Tensor) -> Tensor:
     """The images of pairs index (n,), float32 in [-1, 1] on the CPU."""
-    device = next(teacher.parameters()).device
-    label = wanted.label(index)
-    images = samplers.sample(
-        teacher.eval(),
-        wanted.z(index).to(device),
-        None if label is None else label.to(device),
-        Sampling(**wanted.sampling),
-        seed=wanted.seed,
-        index=index.to(device),
-    )
+    training, device = teacher.training, next(iter(teacher.state_dict().values())).device
+    lanes = samplers.padded(index)
+    label = wanted.label(lanes)
+    try:
+        images = samplers.sample(
+            teacher.eval(),
+            wanted.z(lanes).to(device),
+            None if label is None else label.to(device),
+            Sampling(**wanted.sampling),
+            seed=wanted.seed,
+            index=lanes.to(device),
+        )[: len(index)]
+    finally:
+        teacher.train(training)
+    if not images.isfinite().all():
+        raise NonFiniteError(
+            f"pairs: the teacher's images {int(index[0])} … {int(index[-1])} are not finite; "
+            "expected numbers. Check its weights, or sample it with more steps."
+        )
     return images.clamp(-1, 1).cpu()
 
 
 def _stored(x0: Tensor, dtype: str) -> Tensor:
     if dtype == "uint8":
-        return ((x0 + 1) * 127.5).round().to(torch.uint8)
+        return kernels.to_uint8(x0).permute(0, 3, 1, 2).contiguous()
     return x0.to(DTYPES[dtype])
 
 
@@ -153,8 +183,10 @@ class PairStore:
     def __init__(self, path: str | Path) -> None:
         root = Path(path)
         self.plan = _read_plan(root)
-        shards = [self._read(root, k) for k in range(self.plan.shards)]
-        self._x0 = torch.cat(shards)
+        dtype = DTYPES[self.plan.dtype]
+        self._x0 = torch.empty(self.plan.count, *self.plan.shape, dtype=dtype)
+        for k in range(self.plan.shards):  # one by one: a store may fill half of the memory
+            self._x0[self.plan.indices(k)] = self._read(root, k)
         self.name, self.shape, self.classes = str(root), self.plan.shape, self.plan.classes
         self.digest = checkpoint.tensors_digest({"x0": self._x0})
 
@@ -162,12 +194,12 @@ class PairStore:
         return self.plan.count
 
     def __repr__(self) -> str:
-        return (
-            f"{self.name}: {len(self):,} pairs, {'×'.join(map(str, self.shape))}, {self.plan.dtype}"
-        )
+        size = "×".join(map(str, self.shape))
+        return f"{self.name}: {len(self):,} pairs, {size}, {self.plan.dtype}"
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(z, x0, label) of the pairs index (n,): float32 (n, C, H, W) twice, int64 (n,) or None."""
+        """(z, x0, label) of the pairs index (n,): float32 (n, C, H, W) twice, int64 (n,) or
+        None."""
         x0 = self._x0[index]
         x0 = x0.float() / 127.5 - 1 if x0.dtype == torch.uint8 else x0.float()
         return self.plan.z(index), x0, self.plan.label(index)
@@ -178,7 +210,13 @@ class PairStore:
                 f"{root}: shard {k} of {self.plan.shards} is missing; expected all. "
                 "Run the command that made the pairs again: it goes on where it stopped."
             )
-        return checkpoint.read(root / _shard(k)).read(FILE)["x0"]
+        found = checkpoint.read(root / _shard(k))
+        if not _fits(found, k, self.plan):
+            raise DataError(
+                f"{found.path}: holds pairs of another plan; expected those of {root / PLAN}. Run "
+                "the command that made the pairs again."
+            )
+        return found.read(FILE)["x0"]
 
 
 def _shard(k: int) -> str:
@@ -190,7 +228,16 @@ def _intact(root: Path, k: int, wanted: Plan) -> bool:
         found = checkpoint.read(root / _shard(k)).verify()
     except CheckpointError:
         return False
-    return Plan(**found.facts["plan"]) == wanted
+    return _fits(found, k, wanted)
+
+
+def _fits(shard: checkpoint.Checkpoint, k: int, wanted: Plan) -> bool:
+    """Whether its facts say that it is shard k of this plan."""
+    return checkpoint.canonical(shard.facts) == checkpoint.canonical(_facts(k, wanted))
+
+
+def _facts(k: int, wanted: Plan) -> dict[str, Any]:
+    return {"plan": asdict(wanted), "first": k * wanted.shard, "count": len(wanted.indices(k))}
 
 
 def _agree(root: Path, wanted: Plan) -> None:
@@ -202,7 +249,8 @@ def _agree(root: Path, wanted: Plan) -> None:
     mine = asdict(wanted)
     if changed := [f"{n} {there[n]} -> {mine[n]}" for n in mine if there[n] != mine[n]]:
         raise DataError(
-            f"{root}: holds other pairs ({'; '.join(changed)}); expected the same plan. Choose another directory."
+            f"{root}: holds other pairs ({'; '.join(changed)}); expected the same plan. Choose "
+            "another directory."
         )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser, Sampling
@@ -35,13 +35,15 @@ class Teacher:
     def denoiser(self, images: Images) -> Denoiser:
         """The untrained teacher for these images. Raises DataError when their size does not fit."""
         channels, height, width = images.shape
-        facts = {"channels": channels, "classes": images.classes if self.conditional else 0}
+        classes = images.classes if self.conditional else 0
         if height != width:
             raise DataError(
-                f"{images.name}: images are {height}×{width}; expected squares. Pass --size to crop and resize."
+                f"{images.name}: images are {height}×{width}; expected squares. "
+                "Pass --size to crop and resize."
             )
         try:
-            net = UNet(replace(self.net, resolution=height, **facts))
+            facts = replace(self.net, resolution=height, channels=channels, classes=classes)
+            net = UNet(facts)
         except ValueError as error:
             raise DataError(f"{images.name}: {error} Pass --size.") from error
         return Denoiser(net, self.schedule, self.parameterisation, sampling=self.sampling)
@@ -159,7 +161,7 @@ def images_tiny_denoising_student() -> Student:
 
 
 def cifar10_ddpm() -> Teacher:
-    """Ho et al. 2020, arXiv:2006.11239, appendix B; FID 3.17 (published, 1000 ancestral steps, pristine CIFAR-10)."""
+    """Ho et al. 2020, arXiv:2006.11239, appendix B; published FID 3.17, 1000 steps."""
     return Teacher(
         "DDPM's CIFAR-10 teacher: 35.7 M parameters, 800,000 steps (published settings)",
         replace(PRESETS["ddpm32"], dropout=0.1),
@@ -195,6 +197,8 @@ def cifar10_denoising_student() -> Student:
     )  # fmt: skip
 
 
+Recipe = TypeVar("Recipe", Teacher, Student)
+
 TEACHERS: dict[str, Callable[[], Teacher]] = {
     "digits": digits,
     "images-tiny": images_tiny,
@@ -209,17 +213,29 @@ STUDENTS: dict[str, Callable[[], Student]] = {
 
 def teacher(name: str) -> Teacher:
     """The recipe called `name`; UsageError with the nearest names otherwise."""
-    return _find(name, TEACHERS, "train")()
+    return _find(name, TEACHERS, "train")
 
 
 def student(name: str) -> Student:
     """The recipe called `name`; UsageError with the nearest names otherwise."""
-    return _find(name, STUDENTS, "distill")()
+    return _find(name, STUDENTS, "distill")
 
 
-def _find(name: str, known: dict[str, Callable[[], Any]], verb: str) -> Callable[[], Any]:
+def _find(name: str, known: dict[str, Callable[[], Recipe]], verb: str) -> Recipe:
     if name in known:
-        return known[name]
+        return known[name]()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Pick one."
     raise UsageError(f"{verb}: unknown recipe {name!r}; expected {', '.join(known)}. {hint}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`kdgen recipes`: the list, by verb."""
+    for verb, known in (("train", TEACHERS), ("distill", STUDENTS)):
+        print(f"python -m kdgen.{verb} …")
+        for name, make in known.items():
+            print(f"  {name:<30} {make().purpose}")
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,7 @@ class Run:
                 "damaged. Use keep=2."
             )
         self.path, self.keep, self.free = Path(path), keep, frozenset(free)
-        self.config: dict[str, Any] = json.loads(checkpoint.canonical(dict(config)))
+        self.config: dict[str, Any] = checkpoint.plain(config)
         self.id = ""
         self.folder = self.path / checkpoint.FOLDER
         self._lock = Lock(self.path / "lock")
@@ -143,8 +143,9 @@ class Run:
 
     def require(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """UsageError naming what differs between two configurations, other than free settings."""
-        new = json.loads(checkpoint.canonical(dict(new)))
-        found = [line for key, line in differences(old, new) if not self._is_free(key)]
+        found = [
+            line for key, line in differences(old, checkpoint.plain(new)) if not self._is_free(key)
+        ]
         if found:
             more = f" and {len(found) - 10} more" if len(found) > 10 else ""
             raise UsageError(

@@ -5,7 +5,8 @@ Examples:
   python -m kdgen.sample --fast --n 50000 --out samples.npz --checkpoint runs/student
   python -m kdgen.sample --n 64 --label 3 --seed 7 --out threes.png
 
-Without --checkpoint the bundled one-step digits student is used. The images follow from --seed alone; --batch changes speed.
+Without --checkpoint the bundled one-step digits student is used. The images follow from --seed
+alone; --batch only changes the speed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Args:
     batch: int = 256
     """Images per network call; halved when memory runs out."""
     out: Path = Path("samples.png")
-    """.png (a grid), .npz (arr_0 uint8 NHWC), .zip (EDM layout), or a folder name (one PNG each)."""
+    """.png (a grid), .npz (arr_0 uint8 NHWC), .zip (EDM layout), or a folder (a PNG each)."""
     checkpoint: Path | None = None
     """Run directory or checkpoint; default: the bundled student."""
     label: int | None = None
@@ -83,7 +84,7 @@ def run(args: Args) -> None:
 
 
 def warm_up(make: Generator, n: int, labels: torch.Tensor | None) -> None:
-    """One batch that is thrown away: kernels load, memory is mapped, and a batch that does not fit shrinks."""
+    """One batch that is thrown away: kernels load, memory is mapped, too large a batch shrinks."""
     count = min(n, make.batch)
     make(count, label=None if labels is None else labels[:count])
 
@@ -109,9 +110,9 @@ def summary(
     """The line that says what was measured."""
     c, h, w = model.shape
     return (
-        f"{args.n:,} images {h}x{w}x{c} · NFE {make.nfe} · {seconds:.3f} s · {args.n / seconds:,.0f} images/s · "
-        f"{cli.device_name(device)} · {args.dtype} · batch {make.batch}{' · fast' if args.fast else ''} · "
-        f"torch {torch.__version__} -> {where}"
+        f"{args.n:,} images {h}x{w}x{c} · NFE {make.nfe} · {seconds:.3f} s · "
+        f"{args.n / seconds:,.0f} images/s · {cli.device_name(device)} · {args.dtype} · "
+        f"batch {make.batch}{' · fast' if args.fast else ''} · torch {torch.__version__} -> {where}"
     )
 
 

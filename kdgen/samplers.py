@@ -1,22 +1,33 @@
-"""Samplers: plain functions from unit noise to images. Each evaluates the denoiser once per step unless it says otherwise."""
+"""Samplers: plain functions from unit noise to images. Each evaluates the denoiser once per step
+unless it says otherwise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from kdgen import kernels, noise
-from kdgen.denoiser import Denoiser, Guided, Predicts, Sampling
+from kdgen.denoiser import Denoiser, Guided, Prediction, Predicts, Sampling
 from kdgen.schedules import NoiseSchedule
+
+# BLAS libraries sum in another order for fewer rows. Padding every batch to a multiple of this
+# keeps an image's bits independent of the batch it came in.
+LANES = 8
+
+
+def padded(rows: Tensor) -> Tensor:
+    """rows (n, …) with the last one repeated until their number is a multiple of LANES."""
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % LANES, *rows.shape[1:])])
 
 
 def moves(schedule: NoiseSchedule, steps: int, grid: str) -> Iterator[tuple[float, float]]:
     """(from, to) times of a chain, without the no-ops of a grid that repeats a time."""
     times = schedule.grid(steps, grid).tolist()
-    return ((t, s) for t, s in zip(times, times[1:], strict=False) if t != s)
+    return ((t, s) for t, s in pairwise(times) if t != s)
 
 
 def ddim(
@@ -29,10 +40,11 @@ def ddim(
     clip: float | None = None,
     last: Callable[..., Tensor] = kernels.ddim_update,
 ) -> Tensor:
-    """Deterministic DDIM (Song et al. 2020, arXiv:2010.02502): z (B, C, H, W) -> images of the same shape.
+    """Deterministic DDIM (Song et al. 2020, arXiv:2010.02502): z (B, C, H, W) -> images like z.
 
-    `clip` bounds every predicted x0 to ±clip; None follows the paper (no clipping inside the chain). `last` makes the last
-    step: `kernels.ddim_update_uint8` gives uint8 (B, H, W, C) instead.
+    `clip` bounds every predicted x0 to ±clip; None follows the paper (no clipping inside the
+    chain). `last` makes the last step: `kernels.ddim_update_uint8` gives uint8 (B, H, W, C)
+    instead.
     """
     q = denoiser.schedule
     chain = list(moves(q, steps, grid))
@@ -55,25 +67,34 @@ def ancestral(
     seed: int = 0,
     index: Tensor | None = None,
 ) -> Tensor:
-    """Stochastic DDIM with Song et al. 2020, eq. 16; eta = 1 is DDPM's ancestral sampler with the posterior variance.
+    """Stochastic DDIM with Song et al. 2020, eq. 16; eta = 1 is DDPM's ancestral sampler with the
+    posterior variance, on any schedule.
 
-    Noise is addressed by (seed, image index, step): `index` (B,) int64, default 0 … B − 1. Variance-preserving schedules.
+    Noise is addressed by (seed, image index, step): `index` (B,) int64, default 0 … B − 1.
     """
     q = denoiser.schedule
     index = noise.addresses(0, len(z), z.device) if index is None else index
     chain = list(moves(q, steps, grid))
     x = q.start(z, chain[0][0])
-    for k, (t, s) in enumerate(chain):
-        guess = denoiser(x, t, label)
-        guess = guess if clip is None else guess.clip(-clip, clip)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = q.levels(t), q.levels(s)
-        if s == 0.0:
-            return guess.x0
-        fresh = eta * sigma_s / sigma_t * math.sqrt(max(0.0, 1 - (alpha_t / alpha_s) ** 2))
-        kept = math.sqrt(max(0.0, sigma_s**2 - fresh**2))
+    for k, (t, s) in enumerate(chain[:-1]):
+        guess = _clipped(denoiser(x, t, label), clip)
+        alpha, sigma = q.levels(s)
+        fresh = eta * _posterior_deviation(q, t, s)
+        kept = math.sqrt(max(0.0, sigma**2 - fresh**2))
         n = noise.normal(seed, noise.Stream.CHURN + k, index, tuple(z.shape[1:])).to(x)
-        x = alpha_s * guess.x0 + kept * guess.eps + fresh * n
-    return x
+        x = alpha * guess.x0 + kept * guess.eps + fresh * n
+    return _clipped(denoiser(x, chain[-1][0], label), clip).x0
+
+
+def _clipped(guess: Prediction, clip: float | None) -> Prediction:
+    return guess if clip is None else guess.clip(-clip, clip)
+
+
+def _posterior_deviation(q: NoiseSchedule, t: float, s: float) -> float:
+    """Of x_s given x_t and x0. Ho et al. 2020, arXiv:2006.11239, eq. 7, for any alpha and sigma."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = q.levels(t), q.levels(s)
+    added = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2  # variance of the noise between s and t
+    return sigma_s / sigma_t * math.sqrt(max(0.0, added))
 
 
 def heun(
@@ -89,32 +110,28 @@ def heun(
     seed: int = 0,
     index: Tensor | None = None,
 ) -> Tensor:
-    """Karras et al. 2022, arXiv:2206.00364, algorithm 2, in y = x_t/alpha and sigma/alpha; 2·steps − 1 evaluations.
+    """Karras et al. 2022, arXiv:2206.00364, algorithm 2, in y = x_t/alpha and sigma/alpha;
+    2·steps − 1 evaluations.
 
-    `churn`, `churn_range`, `churn_noise` are the paper's S_churn, (S_tmin, S_tmax) and S_noise. The state is float64.
-    A time with alpha = 0 has no sigma/alpha, so the grid must start below it.
+    `churn`, `churn_range`, `churn_noise` are the paper's S_churn, (S_tmin, S_tmax) and S_noise;
+    churn never goes beyond the noise of t = 1, which the denoiser has not seen. The state is
+    float64. A time with alpha = 0 has no sigma/alpha, so the grid must start below it.
     """
     q = denoiser.schedule
     times = [t for t, _ in moves(q, steps, grid)] + [0.0]
     sigmas = [_ratio(q, t) for t in times]
     if not math.isfinite(sigmas[0]):
         raise ValueError(
-            f"heun: alpha is 0 at the first time {times[0]} of {q.name}; expected a finite sigma/alpha. Use ddim."
+            f"heun: alpha is 0 at the first time {times[0]} of {q.name}; expected a finite "
+            "sigma/alpha. Use ddim."
         )
     index = noise.addresses(0, len(z), z.device) if index is None else index
-    y = (
-        z.double() * sigmas[0]
-        if not q.variance_preserving
-        else z.double() * math.hypot(1.0, sigmas[0])
-    )
-    for k, (sigma, target) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        gamma = (
-            min(churn / steps, math.sqrt(2) - 1)
-            if churn_range[0] <= sigma <= churn_range[1]
-            else 0.0
-        )
-        hat = sigma * (1 + gamma)
-        if gamma > 0:
+    y = z.double() * (math.hypot(1.0, sigmas[0]) if q.variance_preserving else sigmas[0])
+    for k, (sigma, target) in enumerate(pairwise(sigmas)):
+        churned = churn_range[0] <= sigma <= churn_range[1]
+        gamma = min(churn / steps, math.sqrt(2) - 1) if churned else 0.0
+        hat = max(sigma, min(sigma * (1 + gamma), _ratio(q, 1.0)))
+        if hat > sigma:
             n = noise.normal(seed, noise.Stream.CHURN + k, index, tuple(z.shape[1:])).to(y)
             y = y + math.sqrt(hat**2 - sigma**2) * churn_noise * n
         slope = (y - _clean(denoiser, y, hat, label, z.dtype)) / hat
@@ -127,6 +144,7 @@ def heun(
 
 
 def _ratio(q: NoiseSchedule, t: float) -> float:
+    """sigma/alpha; 0 at t = 0, also where a schedule keeps a trace of noise there."""
     if t == 0.0:
         return 0.0
     alpha, sigma = q.levels(t)
@@ -162,7 +180,8 @@ def sample(
     seed: int = 0,
     index: Tensor | None = None,
 ) -> Tensor:
-    """Images (B, C, H, W), nominally in [-1, 1], the way `how` (default: the denoiser's own `sampling`) says.
+    """Images (B, C, H, W), nominally in [-1, 1], the way `how` (default: the denoiser's own
+    `sampling`) says.
 
     `seed` and `index` address the extra noise of stochastic samplers.
     """

@@ -1,7 +1,8 @@
-"""Noise schedules: how much signal and noise an image holds at time t, and the one step between two times.
+"""Noise schedules: how much signal and noise an image holds at time t, and the one step between
+two times.
 
-Every schedule is `x_t = alpha(t)·x0 + sigma(t)·eps` with t in [0, 1] and the data at t = 0. Times are `(B,)` tensors
-inside a loss, or floats (float64 on the host) where a sampler plans its grid.
+Every schedule is `x_t = alpha(t)·x0 + sigma(t)·eps` with t in [0, 1] and the data at t = 0. Times
+are `(B,)` tensors inside a loss, or floats (float64 on the host) where a sampler plans its grid.
 """
 
 from __future__ import annotations
@@ -46,8 +47,7 @@ class NoiseSchedule:
 
     def levels(self, t: float) -> tuple[float, float]:
         """`alpha_sigma` on the host, in float64."""
-        alpha, sigma = self.alpha_sigma(torch.tensor([t], dtype=torch.float64))
-        return alpha.item(), sigma.item()
+        return _levels(self, t)
 
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha·x0 + sigma·eps."""
@@ -59,28 +59,45 @@ class NoiseSchedule:
     @overload
     def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]: ...
     def coefficients(self, t: Any, s: Any) -> tuple[Any, Any]:
-        """(a, b) of the deterministic step x_s = a·x_t + b·x0 from time t to time s.
+        """(a, b) of the deterministic step x_s = a·x_t + b·x0 from time t > 0 to time s.
 
-        It is DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with eta = 0), Euler on the EDM ODE and Euler on a rectified
-        flow. Floats are computed in float64; a step to exactly t = 0 lands on x0.
+        It is DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 with eta = 0), Euler on the EDM ODE
+        and Euler on a rectified flow. Computed in float64, since b is a small difference when s is
+        near t; a step to exactly s = 0 lands on x0, also where sigma(0) is not quite 0.
         """
-        on_host = not isinstance(t, Tensor)
-        if on_host and s == 0.0:
+        if not isinstance(t, Tensor):
+            return self._host_coefficients(t, s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = map(self.alpha_sigma, (t.double(), s.double()))
+        a = torch.where(s == 0, 0, sigma_s / sigma_t)
+        b = torch.where(s == 0, 1, alpha_s - a * alpha_t)
+        return a.to(t.dtype), b.to(t.dtype)
+
+    def _host_coefficients(self, t: float, s: float) -> tuple[float, float]:
+        if s == 0.0:
             return 0.0, 1.0
-        at = self.levels if on_host else self.alpha_sigma
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = at(t), at(s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.levels(t), self.levels(s)
+        if sigma_t == 0.0:
+            raise ValueError(
+                f"step: from t = {t} to {s} on {self.name}; expected noise (sigma > 0) to start "
+                "from. Start at a later time."
+            )
         a = sigma_s / sigma_t
         return a, alpha_s - a * alpha_t
 
     def step(self, x_t: Tensor, x0: Tensor, t: Any, s: Any, clip: float | None = None) -> Tensor:
-        """Move x_t from time t to time s (floats, or (B,) tensors) along the clean image x0, clipped to ±clip first."""
+        """Move x_t from time t to time s (floats, or (B,) tensors) along the clean image x0,
+        clipped to ±clip first."""
         a, b = self.coefficients(t, s)
         return kernels.ddim_update(x_t, x0, a, b, clip)
 
-    def landing(self, x_t: Tensor, x_s: Tensor, t: float, s: float) -> Tensor:
-        """The x0 with which `step` would go from x_t to x_s: the inverse of `step` in its second argument."""
+    def landing(self, x_t: Tensor, x_s: Tensor, t: Any, s: Any) -> Tensor:
+        """The x0 with which `step` would go from x_t to x_s: the inverse of `step` in its second
+        argument."""
         a, b = self.coefficients(t, s)
-        return (x_s - a * x_t) / b
+        if isinstance(a, Tensor):
+            a, b = expand(a, x_t), expand(b, x_t)
+        landed: Tensor = (x_s - a * x_t) / b
+        return landed
 
     def snr(self, t: Tensor) -> Tensor:
         """alpha²/sigma²."""
@@ -104,8 +121,9 @@ class NoiseSchedule:
     def grid(self, steps: int, kind: str = "uniform") -> Times:
         """(steps + 1,) falling times from the noise end to 0, float64.
 
-        `kind` is one of the schedule's `grids`: "uniform" in t; "stride" and "quad", Song et al. 2020's index sequences
-        (LinearVP); "karras", Karras et al. 2022, arXiv:2206.00364, eq. 5 with rho = 7 (EDM).
+        `kind` is one of the schedule's `grids`: "uniform" in t; "stride" and "quad", Song et al.
+        2020's index sequences (LinearVP); "karras", Karras et al. 2022, arXiv:2206.00364, eq. 5
+        with rho = 7 (EDM).
         """
         if steps < 1:
             raise ValueError(
@@ -124,6 +142,14 @@ class NoiseSchedule:
         return {"name": self.name, **asdict(self)}
 
 
+@lru_cache(maxsize=4096)
+def _levels(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
+    # Kept, so that a loss that walks a sampler's grid computes nothing on the host after its first
+    # run: the values are constants of the program, traced or captured.
+    alpha, sigma = schedule.alpha_sigma(torch.tensor([t], dtype=torch.float64, device="cpu"))
+    return alpha.item(), sigma.item()
+
+
 @lru_cache(maxsize=16)
 def _log_alpha_bar(steps: int, beta: tuple[float, float]) -> Times:
     """(steps + 1,) ln of prod(1 - beta), with 0 in front for the clean image."""
@@ -131,17 +157,25 @@ def _log_alpha_bar(steps: int, beta: tuple[float, float]) -> Times:
     return np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
 
 
-@lru_cache(maxsize=16)
+_tables: dict[tuple[int, tuple[float, float], torch.device], Tensor] = {}
+
+
 def _log_alpha_bar_on(steps: int, beta: tuple[float, float], device: torch.device) -> Tensor:
-    return torch.from_numpy(_log_alpha_bar(steps, beta)).to(device)
+    key = steps, beta, device
+    if key in _tables:
+        return _tables[key]
+    table = torch.from_numpy(_log_alpha_bar(steps, beta)).to(device)
+    if type(table) is Tensor and device.type != "meta":  # a fake tensor must not outlive its mode
+        _tables[key] = table
+    return table
 
 
 @dataclass(frozen=True)
 class LinearVP(NoiseSchedule):
     """DDPM's linear betas. Ho et al. 2020, arXiv:2006.11239, §4.
 
-    Time t stands at index `steps·t − 1`: t = 1/steps is DDPM's index 0, t = 1 its last index, t = 0 the clean image.
-    Between indices ln(alpha_bar) is linear.
+    Time t stands at index `steps·t − 1`: t = 1/steps is DDPM's index 0, t = 1 its last index, t = 0
+    the clean image. Between indices ln(alpha_bar) is linear.
     """
 
     name: ClassVar[str] = "linear_vp"
@@ -182,7 +216,8 @@ class LinearVP(NoiseSchedule):
         return float(np.interp(-log_bar, -table, np.arange(self.steps + 1))) / self.steps
 
     def indices(self, steps: int, kind: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """DDPM indices, rising: `range(0, T, T // S)` or the quadratic list of Song et al. 2020 (appendix D.2).
+        """DDPM indices, rising: evenly spaced (`range(0, T, T // S)` where S divides T), or the
+        quadratic list of Song et al. 2020 (appendix D.2).
 
         The quadratic list repeats small indices; a repeat is an exact no-op that samplers skip.
         """
@@ -191,10 +226,10 @@ class LinearVP(NoiseSchedule):
                 f"grid: {steps} steps; expected at most the schedule's {self.steps}. Ask for fewer."
             )
         if kind == "stride":
-            return np.arange(0, self.steps, self.steps // steps)[:steps]
-        return np.floor(np.linspace(0, math.sqrt(0.8 * self.steps), steps) ** 2 + 1e-9).astype(
-            np.int64
-        )
+            return np.arange(steps, dtype=np.int64) * self.steps // steps
+        # From the top, so that a single step starts there; 1e-9 lets exact squares stay themselves.
+        falling = np.linspace(math.sqrt(0.8 * self.steps), 0, steps) ** 2
+        return np.floor(falling[::-1] + 1e-9).astype(np.int64)
 
     def _grid(self, steps: int, kind: str) -> Times:
         if kind == "uniform":
@@ -205,7 +240,8 @@ class LinearVP(NoiseSchedule):
 
 @dataclass(frozen=True)
 class Cosine(NoiseSchedule):
-    """alpha = cos, sigma = sin of an angle linear in t, within ±logsnr. Salimans & Ho 2022, arXiv:2202.00512."""
+    """alpha = cos, sigma = sin of an angle linear in t, the log-SNR within ±logsnr_max.
+    Salimans & Ho 2022, arXiv:2202.00512."""
 
     name: ClassVar[str] = "cosine"
 
@@ -259,12 +295,14 @@ class EDM(NoiseSchedule):
             return super()._grid(steps, kind)
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         ramp = np.arange(steps) / max(steps - 1, 1)
-        return np.append((high + ramp * (low - high)) ** self.rho / self.sigma_max, 0.0)
+        sigmas = (high + ramp * (low - high)) ** self.rho
+        return np.append(np.minimum(sigmas / self.sigma_max, 1.0), 0.0)  # rounding is no time > 1
 
 
 @dataclass(frozen=True)
 class Flow(NoiseSchedule):
-    """alpha = 1 − t, sigma = t: rectified flow. Liu et al. 2022, arXiv:2209.03003 (there with time reversed)."""
+    """alpha = 1 − t, sigma = t: rectified flow. Liu et al. 2022, arXiv:2209.03003 (there with time
+    reversed)."""
 
     name: ClassVar[str] = "flow"
 

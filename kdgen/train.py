@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +27,7 @@ from kdgen.errors import UsageError
 from kdgen.fast import FastGenerator
 from kdgen.methods import Method
 from kdgen.run import Run
-from kdgen.training import Step, Training, fit
+from kdgen.training import Training, fit
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Args:
     out: Path = Path("runs/teacher")
     """Run directory."""
     data: str | None = None
-    """"digits", an image folder, an image .zip, or CIFAR-10's archive; default: what the recipe brings."""
+    """"digits", an image folder or .zip, or CIFAR-10's archive; default: what the recipe brings."""
     size: int | None = None
     """Crop to the middle square and resize to this many pixels."""
     steps: int | None = None
@@ -116,11 +116,7 @@ def dry_run(method: Method, nets: dict[str, Denoiser], source: object, training:
     for step in islice(fit(method, copies, source, replace(training, save_every=10**9)), 4):  # type: ignore[arg-type]
         float(step.loss)  # wait for the device
         stamps.append(time.perf_counter())
-    pace = (
-        min(b - a for a, b in zip(stamps, stamps[1:], strict=False))
-        if len(stamps) > 1
-        else stamps[0] - begun
-    )
+    pace = min(b - a for a, b in pairwise(stamps)) if len(stamps) > 1 else stamps[0] - begun
     print(f"dry run, nothing written\n{estimate(nets['student'], training, pace)}")
 
 
@@ -128,25 +124,26 @@ def estimate(student: Denoiser, training: Training, pace: float) -> str:
     """What a run costs, for people."""
     parameters = sum(p.numel() for p in student.parameters())
     # float32 weights, gradients, two Adam moments and the average; a checkpoint lacks the gradients
-    states, checkpoint = 5 * 4 * parameters / 2**20, 4 * 4 * parameters / 2**20
+    states, saved = (k * 4 * parameters / 2**20 for k in (5, 4))
     hours = training.steps * pace / 3600
     length = f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
     device = cli.device_name(next(student.parameters()).device)
-    return (
-        f"  parameters        {parameters:,}\n"
-        f"  training state    {states:,.0f} MiB, activations extra\n"
-        f"  checkpoint        {checkpoint:,.0f} MiB, 3 at most\n"
-        f"  one step          {pace:.3f} s (batch {training.batch}, {training.precision}, {device})\n"
-        f"  {training.steps:,} steps".ljust(20)
-        + f"{length}"
-    )
+    facts = {
+        "parameters": f"{parameters:,}",
+        "training state": f"{states:,.0f} MiB, activations extra",
+        "checkpoint": f"{saved:,.0f} MiB, 3 at most",
+        "one step": f"{pace:.3f} s (batch {training.batch}, {training.precision}, {device})",
+        f"{training.steps:,} steps": length,
+    }
+    return "\n".join(f"  {name:<18}{value}" for name, value in facts.items())
 
 
 def _images(args: Args, recipe: recipes.Teacher) -> Images:
     spec = args.data or recipe.data
     if spec is None:
         raise UsageError(
-            f"train: recipe {args.recipe} brings no images; expected --data. Pass a folder, .zip or CIFAR-10 archive."
+            f"train: recipe {args.recipe} brings no images; expected --data. "
+            "Pass a folder, .zip or CIFAR-10 archive."
         )
     return data.load(spec, size=args.size)
 

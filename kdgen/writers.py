@@ -1,12 +1,16 @@
-"""Where generated images go: a grid, an array, a folder or a zip; whole at their final name or not there."""
+"""Where generated images go: a grid, an array, a folder or a zip; whole at their final name or not
+there."""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import shutil
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +30,7 @@ class Writer(Protocol):
 
     def add(self, images: Tensor, labels: Tensor | None) -> None: ...
     def close(self) -> str:
-        """Finish; a phrase for people about what was written."""
+        """Finish; a phrase for people about what was written. Leaves nothing behind if it fails."""
         ...
 
     def abort(self) -> None:
@@ -46,7 +50,7 @@ class GridWriter:
         self.count += len(images)
 
     def close(self) -> str:
-        grid.save_png(grid.grid(torch.cat(self.parts)), self.path)
+        grid.save_png(grid.grid(_joined(self.parts)), self.path)
         return f"{self.path}" + (f" (the first {GRID_LIMIT})" if self.count > GRID_LIMIT else "")
 
     def abort(self) -> None:
@@ -54,10 +58,11 @@ class GridWriter:
 
 
 class ArrayWriter:
-    """`.npz` with `arr_0` uint8 (N, H, W, C), the layout of OpenAI's evaluator, and `labels` int64 (N,)."""
+    """`.npz` with `arr_0` uint8 (N, H, W, C), the layout of OpenAI's evaluator, and `labels` int64
+    (N,)."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.draft = path, _draft(path)
         self.images, self.labels = list[Tensor](), list[Tensor]()
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
@@ -66,42 +71,44 @@ class ArrayWriter:
             self.labels.append(labels.cpu())
 
     def close(self) -> str:
-        arrays = {"arr_0": torch.cat(self.images).numpy()}
-        if self.labels:
-            arrays["labels"] = torch.cat(self.labels).numpy()
-        draft = _draft(self.path)
-        try:
-            with draft.open("wb") as file:
-                np.savez(file, **arrays)
-            os.replace(draft, self.path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        images = _joined(self.images).numpy()
+        labels = {"labels": torch.cat(self.labels).numpy()} if self.labels else {}
+        with _aborting(self):
+            with self.draft.open("wb") as file:
+                np.savez(file, allow_pickle=False, arr_0=images, **labels)
+            os.replace(self.draft, self.path)
         return str(self.path)
 
     def abort(self) -> None:
         self.images.clear()
+        self.labels.clear()
+        self.draft.unlink(missing_ok=True)
 
 
 class FolderWriter:
-    """`000000.png`, `000001.png`, … and `labels.json` in a new folder."""
+    """`000000.png`, `000001.png`, … in a new folder, and `dataset.json` with their classes, which
+    `kdgen.data` reads back."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.draft = path, _draft(path)
         shutil.rmtree(self.draft, ignore_errors=True)
         self.draft.mkdir(parents=True)
-        self.count, self.labels = 0, list[int]()
+        self.count, self.labels = 0, list[tuple[str, int]]()
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
-        for image in images:
-            (self.draft / f"{self.count:06d}.png").write_bytes(png(image))
+        classes = [None] * len(images) if labels is None else labels.tolist()
+        for image, label in zip(images, classes, strict=True):
+            name = f"{self.count:06d}.png"
+            (self.draft / name).write_bytes(png(image))
             self.count += 1
-        self.labels += [] if labels is None else labels.tolist()
+            if label is not None:
+                self.labels.append((name, label))
 
     def close(self) -> str:
-        if self.labels:
-            (self.draft / "labels.json").write_text(json.dumps(self.labels))
-        os.replace(self.draft, self.path)  # an empty folder may be there; `writer` refused others
+        with _aborting(self):
+            if self.labels:
+                (self.draft / "dataset.json").write_text(json.dumps({"labels": self.labels}))
+            os.replace(self.draft, self.path)  # an empty folder may be there; `writer` saw to it
         return f"{self.path}{os.sep} ({self.count:,} files)"
 
     def abort(self) -> None:
@@ -109,7 +116,8 @@ class FolderWriter:
 
 
 class ZipWriter:
-    """EDM's layout: uncompressed `NNNNN/imgNNNNNNNN.png` and `dataset.json`; `kdgen.data` reads it back."""
+    """EDM's layout: uncompressed `NNNNN/imgNNNNNNNN.png` and `dataset.json`; `kdgen.data` reads it
+    back."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.draft = path, _draft(path)
@@ -117,51 +125,73 @@ class ZipWriter:
         self.count, self.labels = 0, list[tuple[str, int]]()
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
-        for k, image in enumerate(images):
-            name = f"{self.count:08d}"
-            name = f"{name[:5]}/img{name}.png"
-            # A fixed date keeps the archive's bytes a function of its images.
-            self.archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), png(image))
+        classes = [None] * len(images) if labels is None else labels.tolist()
+        for image, label in zip(images, classes, strict=True):
+            number = f"{self.count:08d}"
+            name = f"{number[:5]}/img{number}.png"
+            self.archive.writestr(_entry(name), png(image))
             self.count += 1
-            if labels is not None:
-                self.labels.append((name, int(labels[k])))
+            if label is not None:
+                self.labels.append((name, label))
 
     def close(self) -> str:
-        entry = zipfile.ZipInfo("dataset.json", (1980, 1, 1, 0, 0, 0))
-        self.archive.writestr(entry, json.dumps({"labels": self.labels or None}))
-        self.archive.close()
-        os.replace(self.draft, self.path)
+        with _aborting(self):
+            labels = json.dumps({"labels": self.labels or None})
+            self.archive.writestr(_entry("dataset.json"), labels)
+            self.archive.close()
+            os.replace(self.draft, self.path)
         return str(self.path)
 
     def abort(self) -> None:
-        self.archive.close()
-        self.draft.unlink(missing_ok=True)
+        try:
+            self.archive.close()
+        finally:
+            self.draft.unlink(missing_ok=True)
+
+
+KINDS: dict[str, Callable[[Path], Writer]] = {
+    ".png": GridWriter,
+    ".npz": ArrayWriter,
+    ".zip": ZipWriter,
+    "": FolderWriter,
+}
 
 
 def writer(out: str | Path) -> Writer:
-    """The writer for a name: `.png`, `.npz`, `.zip`, or a folder (no ending). UsageError when it cannot be made."""
+    """The writer for a name: `.png`, `.npz`, `.zip`, or a folder (no ending). UsageError when it
+    cannot be made."""
     path = Path(out)
-    kinds = {".png": GridWriter, ".npz": ArrayWriter, ".zip": ZipWriter, "": FolderWriter}
-    kind = kinds.get(path.suffix.lower())
+    kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise UsageError(
-            f"sample: --out {path} ends in {path.suffix}; expected .png, .npz, .zip or a folder name. Rename it."
+            f"sample: --out {path} ends in {path.suffix}; expected .png, .npz, .zip or a folder "
+            "name. Rename it."
         )
-    if kind is FolderWriter and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(
-            f"sample: --out {path} exists and is not an empty folder. Choose another name."
-        )
-    if kind is not FolderWriter and path.exists() and not path.is_file():
-        raise UsageError(f"sample: --out {path} exists and is not a file. Choose another name.")
     try:
+        _check_free(path, folder=kind is FolderWriter)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-        return kind(path)  # type: ignore[abstract,no-any-return]
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return kind(path)
     except OSError as error:
         raise UsageError(
-            f"sample: --out {path}: {error.strerror}. Choose a place that can be written."
+            f"sample: --out {path}: {error.strerror}; expected a place that can be written. Choose "
+            "another."
         ) from error
+
+
+def _check_free(path: Path, folder: bool) -> None:
+    """Refuse to replace what is not a file, or not an empty folder."""
+    if not path.exists():
+        return
+    if folder and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(
+            f"sample: --out {path} exists; expected an empty folder or none. Choose another name."
+        )
+    if not folder and not path.is_file():
+        raise UsageError(
+            f"sample: --out {path} is not a file; expected one or none. Choose another name."
+        )
 
 
 def png(image: Tensor) -> bytes:
@@ -172,6 +202,28 @@ def png(image: Tensor) -> bytes:
         buffer, "PNG", compress_level=1
     )
     return buffer.getvalue()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    if not parts:
+        raise ValueError("writer: no images were added; expected at least one. Add some first.")
+    return torch.cat(parts)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """With a fixed date, so that the archive's bytes follow from its images alone."""
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.external_attr = 0o644 << 16  # else `unzip` makes files that nobody may read
+    return entry
+
+
+@contextmanager
+def _aborting(target: Writer) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        target.abort()
+        raise
 
 
 def _draft(path: Path) -> Path:

@@ -155,7 +155,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     clean = x0.to(wide) if clip is None else x0.to(wide).clamp(-clip, clip)
     dx0 = dy * _beside(_join(b_each, b), x_t, wide)
     if clip is not None:
-        dx0 = dx0 * (x0.abs() <= clip)
+        dx0 = dx0 * (x0.to(wide).abs() <= clip)
 
     def per_image(v: Tensor, each: Tensor | None) -> Tensor | None:
         if each is None:

@@ -274,6 +274,17 @@ def test_a_classifier_for_other_images_is_trained_once_and_kept(digits, tmp_path
     classifier_for(other, cache)  # the cached one is for other pixels: not used
 
 
+@pytest.mark.parametrize("size", [8, 16, 20, 32])
+def test_a_saved_classifier_computes_the_same_features(size, digits, tmp_path):
+    """Networks for different sizes may have equal shapes, but not equal strides."""
+    some = digits.subset(torch.arange(100))
+    images = replace(some, pixels=F.interpolate(some.pixels.float(), size).to(torch.uint8))
+    made = train_classifier(images, steps=2)
+    store.save(made, tmp_path / "c.safetensors")
+    loaded = store.load((tmp_path / "c.safetensors").read_bytes(), "it")
+    assert (loaded.features(images.pixels) == made.features(images.pixels)).all()
+
+
 def test_a_classifier_needs_labels(digits):
     with pytest.raises(MetricError, match="has no labels"):
         train_classifier(replace(digits, labels=None, classes=0, class_names=None))

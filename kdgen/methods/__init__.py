@@ -1,4 +1,5 @@
-"""Distillation methods, one file each. To add one, add its file: the table below is filled from this folder."""
+"""Distillation methods, one file each. To add one, add its file: the table below is filled from
+this folder."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ __all__ = ["Batch", "Method", "Nets", "methods"]
 def methods() -> dict[str, type[Method]]:
     """Every method of this folder by name."""
     found: dict[str, type[Method]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for thing in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(thing, type) and issubclass(thing, Method) and thing is not Method:
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for thing in vars(module).values():
+            if not isinstance(thing, type) or thing.__module__ != module.__name__:
+                continue
+            if issubclass(thing, Method) and thing is not Method:
                 found[thing.name] = thing
     return found

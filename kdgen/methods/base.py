@@ -1,4 +1,5 @@
-"""What a distillation method is: hyper-parameters and a loss; no network, no randomness, no host."""
+"""What a distillation method is: hyper-parameters and a loss; no network, no randomness, no
+host."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from kdgen.denoiser import Denoiser
 class Batch:
     """One training batch; every draw a method may use arrives in it.
 
-    x0 clean images in [-1, 1] (B, C, H, W), or the teacher's image of z in a batch of pairs; z and eps unit noise like x0;
-    u uniforms in (0, 1) (B, 4); progress the fraction of the run done, a scalar tensor; label (B,) int64 or None;
-    index (B,) int64, each image's position in the run.
+    x0 clean images in [-1, 1] (B, C, H, W), or the teacher's image of z in a batch of pairs; z and
+    eps unit noise like x0; u uniforms in (0, 1) (B, 4); progress the fraction of the run done, a
+    scalar tensor; label (B,) int64 or None; index (B,) int64, each image's position in the run.
     """
 
     x0: Tensor
@@ -50,8 +51,9 @@ class Nets(dict[str, Denoiser]):
 class Method:
     """Base of all methods.
 
-    `roles` are the denoisers it needs, `trains` the role each phase updates (the loop freezes the others), `data` what a
-    batch's x0 is: "images", or "pairs" of the teacher (z, x0).
+    `roles` are the denoisers it needs, `trains` the role each phase updates (the loop freezes the
+    others), `data` what a batch's x0 is: "images", "pairs" of the teacher (z, x0), or "noise": x0
+    is empty and the method learns from z alone.
     """
 
     name: ClassVar[str]
@@ -65,7 +67,8 @@ class Method:
         raise NotImplementedError
 
     def rounds(self) -> Iterator[Method]:
-        """The runs this method consists of; between them the loop promotes the student to teacher."""
+        """The runs this method consists of; between them the loop promotes the student to
+        teacher."""
         yield self
 
     def generate(self, student: Denoiser, z: Tensor, label: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -14,17 +14,20 @@ from kdgen import samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.methods.base import Batch, Method, Nets, per_image_mean
 
+FORMS = ("residual", "x0")
 ERRORS = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
 
 
 @dataclass(frozen=True)
 class DenoisingStudent(Method):
-    """x0 of one evaluation at t = 1 against the teacher's deterministic sample. Luhman & Luhman 2021, arXiv:2101.02388.
+    """x0 of one evaluation at t = 1 against the teacher's deterministic sample. Luhman & Luhman
+    2021, arXiv:2101.02388.
 
-    The pairs (z, x0) come from a store made once (`kdgen.pairs`), or, with `online`, from the teacher as training goes:
-    the way `sampling` (default: the teacher's own) says. `form` is the student's output: "residual" reads the network as
-    z − F(z), the paper's; "x0" as the image itself. The released CIFAR-10 run used l1, CelebA and LSUN l2; both were
-    summed over pixels, here they are means (Adam does not see the difference).
+    The pairs (z, x0) come from a store made once (`kdgen.pairs`), or, with `online`, from the
+    teacher as training goes: the way `sampling` (default: the teacher's own) says. `form` is the
+    student's output: "residual" reads the network as z − F(z), the paper's; "x0" as the image
+    itself. The released CIFAR-10 run used l1, CelebA and LSUN l2; both were summed over pixels,
+    here they are means (Adam does not see the difference).
     """
 
     name: ClassVar[str] = "denoising_student"
@@ -34,6 +37,14 @@ class DenoisingStudent(Method):
     form: Literal["residual", "x0"] = "residual"
     online: bool = False
     sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("error", self.error, ERRORS), ("form", self.form, FORMS)):
+            if value not in known:
+                raise ValueError(
+                    f"DenoisingStudent: unknown {what} {value!r}; expected {', '.join(known)}. "
+                    "Pick one."
+                )
 
     @property
     def roles(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -50,13 +61,17 @@ class DenoisingStudent(Method):
         )
 
     def loss(self, phase: str, nets: Nets, batch: Batch) -> Tensor:
+        student = nets.student
         target = self._teach(nets.teacher, batch) if self.online else batch.x0
-        guess = nets.student(batch.z, 1.0, batch.label).x0
+        guess = student(student.schedule.start(batch.z, 1.0), 1.0, batch.label).x0
         return per_image_mean(ERRORS[self.error](guess, target, reduction="none"))
 
     def _teach(self, teacher: Denoiser, batch: Batch) -> Tensor:
+        how = self.sampling or teacher.sampling
+        if how.sampler == "ancestral":
+            raise ValueError(
+                "DenoisingStudent: the teacher samples with 'ancestral', which adds noise the "
+                "student does not see; expected a deterministic sampler. Use 'ddim' or 'heun'."
+            )
         with torch.no_grad():
-            how = replace(
-                self.sampling or teacher.sampling, clip=None
-            )  # the paper does not clip inside the chain
             return samplers.sample(teacher, batch.z, batch.label, how).clamp(-1, 1)

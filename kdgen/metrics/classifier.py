@@ -47,7 +47,10 @@ class FeatureNet(nn.Module):
 
     def __init__(self, channels: int, classes: int, size: int, width: int) -> None:
         super().__init__()
-        widths, strides = [width], [1]
+        self.size = size
+        # Images beyond 16×16 are halved at once: full size is most of the cost and little use.
+        widths, strides = [width], [1 if size <= 16 else 2]
+        size = size if size <= 16 else (size + 1) // 2
         while size > 4:
             size = (size + 1) // 2
             widths.append(min(2 * widths[-1], 4 * width))

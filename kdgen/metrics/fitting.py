@@ -57,12 +57,12 @@ def _new_net(images: Labelled, seed: int) -> FeatureNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         size = min(height, width)
-        return FeatureNet(channels, images.classes, size, width=16 if size <= 16 else 32)
+        return FeatureNet(channels, images.classes, size, width=16 if size <= 16 else 48)
 
 
 def _steps(n: int) -> int:
-    """600 batches reach 99% on the digits; a large set gets a thousand more."""
-    return 600 if n < 10_000 else 1_600
+    """600 batches reach 99% on the digits; a large set gets more."""
+    return 600 if n < 10_000 else 1_200
 
 
 def _train(

@@ -18,7 +18,7 @@ from kdgen.metrics.classifier import Classifier, FeatureNet, Labelled
 from kdgen.metrics.fitting import train_classifier
 
 SHIPPED = ("digits",)
-ABOUT = ("name", "data", "accuracy", "held_out", "digest")
+ABOUT = ("name", "data", "accuracy", "held_out", "size", "digest")
 
 
 def classifier_for(images: Labelled, cache: Path | None = None) -> Classifier:
@@ -48,6 +48,7 @@ def save(classifier: Classifier, path: Path) -> None:
         "data": classifier.data,
         "accuracy": repr(classifier.accuracy),
         "held_out": str(classifier.held_out),
+        "size": str(classifier.net.size),
         "digest": classifier.digest,
     }
     about["seal"] = _seal(about)
@@ -57,7 +58,7 @@ def save(classifier: Classifier, path: Path) -> None:
 def load(content: bytes, where: str) -> Classifier:
     """The classifier in the bytes of a file that `save` wrote; CheckpointError if it is not one."""
     tensors, about = _read(content, where)
-    net = _net_of(tensors, where)
+    net = _net_of(tensors, int(about["size"]), where)
     accuracy, held_out = float(about["accuracy"]), int(about["held_out"])
     made = Classifier(net, about["name"], about["data"], accuracy, held_out)
     if made.digest != about["digest"]:
@@ -65,14 +66,11 @@ def load(content: bytes, where: str) -> Classifier:
     return made
 
 
-def _net_of(tensors: dict[str, Tensor], where: str) -> FeatureNet:
-    """A network of the shape the tensors have, with these weights."""
+def _net_of(tensors: dict[str, Tensor], size: int, where: str) -> FeatureNet:
+    """A network for images of this size, with these weights."""
     try:
         first = tensors["convolutions.0.weight"]
-        depth = sum(k.startswith("convolutions.") and k.endswith("weight") for k in tensors)
-        net = FeatureNet(
-            first.shape[1], len(tensors["head.bias"]), 4 * 2 ** (depth - 2), first.shape[0]
-        )
+        net = FeatureNet(first.shape[1], len(tensors["head.bias"]), size, first.shape[0])
         net.load_state_dict(tensors)
     except (KeyError, RuntimeError, IndexError) as error:
         raise _damaged(where, "its tensors are not those of a FeatureNet") from error

@@ -24,7 +24,8 @@ PRESETS: dict[str, UNetConfig] = {
 
 
 def preset(name: str, **changes: Any) -> UNet:
-    """The network called `name` with fresh weights; keyword arguments replace fields of its `UNetConfig`."""
+    """The network called `name` with fresh weights; keyword arguments replace fields of its
+    `UNetConfig`."""
     if name not in PRESETS:
         raise ValueError(
             f"nets.preset: unknown name {name!r}; expected {', '.join(PRESETS)}. Pick one."

@@ -1,4 +1,5 @@
-"""The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B), from 8×8 digits to 256×256 bedrooms."""
+"""The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B), from 8×8 digits to 256×256
+bedrooms."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from kdgen import kernels
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """`resolution` and `attention` in pixels; `mult` the width of each level in units of `width`."""
+    """`resolution` and `attention` in pixels; `mult` the width of each level in units of
+    `width`."""
 
     resolution: int
     channels: int = 3
@@ -27,20 +29,27 @@ class UNetConfig:
     dropout: float = 0.0
     classes: int = 0
     groups: int = 32  # at most: a group holds 4 channels or more, and groups divide them
-    norm_eps: float = (
-        1e-6  # DDPM's weights were trained with it; torch's default of 1e-5 shifts their output
-    )
+    norm_eps: float = 1e-6  # DDPM's weights were trained with it; 1e-5 shifts their output
 
     def __post_init__(self) -> None:
         for name in ("mult", "attention"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives lists
+        self._check()
+
+    def _check(self) -> None:
+        counts = (self.resolution, self.channels, self.blocks, self.groups, len(self.mult))
+        if min(*counts, *self.mult) < 1 or self.classes < 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"UNetConfig: {self}; expected sizes of at least 1, classes of at least 0 and "
+                "dropout in [0, 1). Correct them."
+            )
         shrink = 2 ** (len(self.mult) - 1)
         if self.resolution % shrink:
             raise ValueError(
-                f"UNetConfig: resolution {self.resolution} with {len(self.mult)} levels; expected a multiple of "
-                f"{shrink}. Use fewer levels or resize."
+                f"UNetConfig: resolution {self.resolution} with {len(self.mult)} levels; expected "
+                f"a multiple of {shrink}. Use fewer levels or resize."
             )
-        if self.width % 4:
+        if self.width < 4 or self.width % 4:
             raise ValueError(
                 f"UNetConfig: width is {self.width}; expected a multiple of 4. Round it."
             )
@@ -90,12 +99,15 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = GroupNorm(channels, config, act=False)
         self.qkv = _conv(channels, 3 * channels, 1)
+        for part in self.qkv.weight.chunk(3):  # three layers in one: each has its own fan
+            nn.init.xavier_uniform_(part)
         self.out = _zero(_conv(channels, channels, 1))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
         h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H·W, C)
-        return x + self.out(h.squeeze(1).transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        h = h.squeeze(1).transpose(1, 2).reshape(x.shape)
+        return x + self.out(h)  # type: ignore[no-any-return]
 
 
 class Down(nn.Module):
@@ -130,23 +142,23 @@ class Chain(nn.ModuleList):
 
 
 class Embedding(nn.Module):
-    """Time, and class where there are classes, as one vector. Vaswani et al. 2017's sinusoids, then two layers."""
+    """Time, and class where there are classes, as one vector: Vaswani et al. 2017's sinusoids, then
+    two layers."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         wide = 4 * config.width
-        self.half, self.classes = config.width // 2, config.classes
+        self.frequencies, self.classes = config.width // 2, config.classes
         self.dense1, self.dense2 = _linear(config.width, wide), _linear(wide, wide)
-        # One row more than classes: "no class", for unconditional samples and classifier-free guidance.
+        # One row more than classes: "no class", for unconditional samples and guidance.
         self.label = nn.Embedding(config.classes + 1, wide) if config.classes else None
 
     def forward(self, time: Tensor, label: Tensor | None) -> Tensor:
         """time (B,), label (B,) int64 with -1 for no class -> (B, 4·width) after SiLU."""
-        time = time.to(
-            torch.promote_types(time.dtype, torch.float32)
-        )  # 999 needs more than bfloat16's 8 bits
-        j = torch.arange(self.half, device=time.device, dtype=time.dtype)
-        angle = time[:, None] * torch.exp(j * (-math.log(1e4) / (self.half - 1)))
+        # 999 needs more than bfloat16's 8 bits.
+        time = time.to(torch.promote_types(time.dtype, torch.float32))
+        j = torch.arange(self.frequencies, device=time.device, dtype=time.dtype)
+        angle = time[:, None] * torch.exp(j * (-math.log(1e4) / (self.frequencies - 1)))
         waves = torch.cat([angle.sin(), angle.cos()], dim=1).to(self.dense1.weight.dtype)
         emb = self.dense2(F.silu(self.dense1(waves)))
         if self.label is not None:

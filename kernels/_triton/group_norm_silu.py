@@ -21,10 +21,10 @@ from .. import layout
 
 @triton.jit
 def _tile_offsets(s, c, S, C, LAST: tl.constexpr):
-    """Offsets inside one image of places s (P,) and channels c (K, D): (P, K, D)."""
+    """Offsets inside one image of channels c (K, D) and places s (P,): (K, D, P)."""
     if LAST:
-        return s[:, None, None].to(tl.int64) * C + c[None, :, :]
-    return s[:, None, None] + c[None, :, :].to(tl.int64) * S
+        return s[None, None, :].to(tl.int64) * C + c[:, :, None]
+    return s[None, None, :] + c[:, :, None].to(tl.int64) * S
 
 
 @triton.jit
@@ -37,10 +37,13 @@ def _or(pointer, offset, mask, HAS: tl.constexpr):
 
 @triton.jit
 def _chunk_moments(h, live, count):
-    """Mean and sum of squares about it of each group in a tile (P, K, D)."""
-    mean = tl.sum(tl.sum(tl.where(live, h, 0.0), 2), 0) / count
-    d = tl.where(live, h - mean[None, :, None], 0.0)
-    return mean, tl.sum(tl.sum(d * d, 2), 0)
+    """Mean and sum of squares about it of each group in a tile (K, D, P)."""
+    rough = tl.sum(tl.sum(tl.where(live, h, 0.0), 2), 1) / count
+    # What rounding left over; without it a constant far from 0 has a spread, and 1/√eps lifts it.
+    rest = tl.where(live, h - rough[:, None, None], 0.0)
+    mean = rough + tl.sum(tl.sum(rest, 2), 1) / count
+    d = tl.where(live, h - mean[:, None, None], 0.0)
+    return mean, tl.sum(tl.sum(d * d, 2), 1)
 
 
 @triton.jit
@@ -61,17 +64,17 @@ def forward_kernel(
 
     s = tl.arange(0, PLACES)
     if ONCE:
-        live = (s < S)[:, None, None] & inside[None, :, :]
+        live = (s < S)[None, None, :] & inside[:, :, None]
         at = start + _tile_offsets(s, c, S, C, LAST)
-        h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[None, :, :]
+        h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
         mean, spread = _chunk_moments(h, live, S * WIDTH * 1.0)
     else:
         mean = tl.zeros((SLAB,), tl.float32)
         spread = tl.zeros((SLAB,), tl.float32)
         for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[:, None, None] & inside[None, :, :]
+            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
             at = start + _tile_offsets(s0 + s, c, S, C, LAST)
-            h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[None, :, :]
+            h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
             more = tl.minimum(S - s0, PLACES) * WIDTH * 1.0
             seen = s0 * WIDTH * 1.0
             chunk_mean, chunk_spread = _chunk_moments(h, live, more)
@@ -89,15 +92,15 @@ def forward_kernel(
     offset = bias * lift + _or(shift_ptr, image * C + c, inside, HAS_SHIFT)
 
     if ONCE:
-        z = (h - mean[None, :, None]) * gain[None, :, :] + offset[None, :, :]
+        z = (h - mean[:, None, None]) * gain[:, :, None] + offset[:, :, None]
         z = z / (1.0 + tl.exp(-z)) if ACT else z
         tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=live)
     else:
         for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[:, None, None] & inside[None, :, :]
+            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
             at = start + _tile_offsets(s0 + s, c, S, C, LAST)
-            h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[None, :, :]
-            z = (h - mean[None, :, None]) * gain[None, :, :] + offset[None, :, :]
+            h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
+            z = (h - mean[:, None, None]) * gain[:, :, None] + offset[:, :, None]
             z = z / (1.0 + tl.exp(-z)) if ACT else z
             tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=live)
 
@@ -105,11 +108,11 @@ def forward_kernel(
 @triton.jit
 def _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT: tl.constexpr):
     """xhat and dz, the gradient before the affine, of one tile; 0 where nothing lives."""
-    h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[None, :, :]
-    xhat = tl.where(live, (h - mean[None, :, None]) * rstd[None, :, None], 0.0)
+    h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
+    xhat = tl.where(live, (h - mean[:, None, None]) * rstd[:, None, None], 0.0)
     dz = tl.load(dy_ptr + at, mask=live, other=0.0).to(tl.float32)
     if ACT:
-        z = xhat * gain[None, :, :] + offset[None, :, :]
+        z = xhat * gain[:, :, None] + offset[:, :, None]
         sigma = 1.0 / (1.0 + tl.exp(-z))
         dz = dz * (sigma * (1.0 + z * (1.0 - sigma)))
     return xhat, dz
@@ -140,21 +143,21 @@ def backward_kernel(
 
     s = tl.arange(0, PLACES)
     if ONCE:
-        live = (s < S)[:, None, None] & inside[None, :, :]
+        live = (s < S)[None, None, :] & inside[:, :, None]
         at = start + _tile_offsets(s, c, S, C, LAST)
         xhat, dz = _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT)
-        s1, s2, s3 = tl.sum(dz, 0), tl.sum(dz * xhat, 0), tl.sum(xhat, 0)
+        s1, s2, s3 = tl.sum(dz, 2), tl.sum(dz * xhat, 2), tl.sum(xhat, 2)
     else:
         s1 = tl.zeros((SLAB, BLOCK_D), tl.float32)
         s2 = tl.zeros((SLAB, BLOCK_D), tl.float32)
         s3 = tl.zeros((SLAB, BLOCK_D), tl.float32)
         for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[:, None, None] & inside[None, :, :]
+            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
             at = start + _tile_offsets(s0 + s, c, S, C, LAST)
             xhat, dz = _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT)
-            s1 += tl.sum(dz, 0)
-            s2 += tl.sum(dz * xhat, 0)
-            s3 += tl.sum(xhat, 0)
+            s1 += tl.sum(dz, 2)
+            s2 += tl.sum(dz * xhat, 2)
+            s3 += tl.sum(xhat, 2)
 
     count = S * WIDTH * 1.0
     level = tl.sum(tl.where(inside, gain * s1, 0.0), 1) / count * rstd
@@ -167,14 +170,14 @@ def backward_kernel(
         tl.store(dadd_ptr + image * C + c, dadd, mask=inside)
 
     if ONCE:
-        dx = keep[None, :, :] * dz - (level[None, :, None] + tilt[None, :, None] * xhat)
+        dx = keep[:, :, None] * dz - (level[:, None, None] + tilt[:, None, None] * xhat)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
     else:
         for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[:, None, None] & inside[None, :, :]
+            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
             at = start + _tile_offsets(s0 + s, c, S, C, LAST)
             xhat, dz = _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT)
-            dx = keep[None, :, :] * dz - (level[None, :, None] + tilt[None, :, None] * xhat)
+            dx = keep[:, :, None] * dz - (level[:, None, None] + tilt[:, None, None] * xhat)
             tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
 
 

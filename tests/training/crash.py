@@ -308,7 +308,7 @@ def contention(folder: Path, trials: int = 50) -> dict[str, Any]:
 
 def readers(folder: Path) -> dict[str, Any]:
     """Load a run again and again while it trains and retires checkpoints."""
-    pid, loads, steps = child(train, folder, 150, 1), 0, set()
+    pid, loads, steps = child(train, folder, 200, 2), 0, set()
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
         try:
             steps.add(checkpoint.find(folder).facts["step"])
@@ -333,7 +333,7 @@ def disk_full(folder: Path) -> dict[str, Any]:
 
     report: dict[str, Any] = {}
     assert wait(child(train, folder / "reference")) == 0
-    for name, how, steps in (("long", body, 60), ("last", body, 13), ("brief", brief, 60)):
+    for name, how, steps in (("long", body, 60), ("last", body, 11), ("brief", brief, 60)):
         heard, told = os.pipe()  # a file would be full as well
         pid = child(train, folder / name, steps, 2, "Denoise", how, errors=Path(f"/dev/fd/{told}"))
         os.close(told)

@@ -97,12 +97,12 @@ def test_readers_need_no_lock(scenario):
 def test_a_full_disk_costs_no_checkpoint(scenario):
     report = scenario("disk_full")
     assert report["long"]["code"] == 4
-    assert report["long"]["step"] == 10
+    assert report["long"]["step"] == 8
     assert report["long"]["said"].count("could not save") == 3
     assert "File too large" in report["long"]["said"]
     assert "MB free" in report["long"]["said"]
     assert report["last"]["code"] == 4
-    assert report["last"]["step"] == 10
+    assert report["last"]["step"] == 8
     assert report["brief"]["code"] == 0
     assert report["equal"] == [True, True]
 

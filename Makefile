@@ -1,0 +1,46 @@
+# Each target makes $(VENV) ready first (tools/setup); the second time that costs nothing.
+#   PYTHON=  the interpreter to make it with        VENV=  where            ARGS=  passed on
+VENV   ?= .venv
+PYTHON ?=
+export VENV PYTHON
+
+RUN   := $(VENV)/bin/python
+SETUP := @bash tools/setup
+# One memory state for all timings: large blocks stay in the heap instead of being mapped anew.
+STILL := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench bench-smoke lint gates clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\): ##/  make \1\t/p' Makefile | expand -t 20
+
+demo: ## train a teacher on handwritten digits, distil it, write runs/demo/report.html
+	$(SETUP)
+	@$(RUN) -m kdgen.demo $(ARGS)
+
+test: ## all tests
+	$(SETUP) test triton
+	@$(RUN) -m pytest $(ARGS)
+
+bench: ## time every op and the U-Net
+	$(SETUP) test bench
+	@$(STILL) $(RUN) -m pytest benchmarks $(ARGS)
+
+bench-smoke: ## run every benchmark once, untimed
+	$(SETUP) test bench
+	@$(RUN) -m pytest benchmarks --benchmark-disable $(ARGS)
+
+lint: ## ruff, clang-format, mypy
+	$(SETUP) test dev
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@PATH="$(VENV)/bin:$$PATH" clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
+	@$(RUN) -m mypy
+
+gates: ## compile every Triton kernel ahead of time, fail on register spills
+	$(SETUP) triton
+	@env -u TRITON_INTERPRET $(RUN) tools/aot_check.py
+
+clean: ## remove everything that was built, the environment too
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,1 @@
+"""Measured figures beside what arithmetic and memory allow; `README.md` says how to read them."""

@@ -1,0 +1,75 @@
+"""Python, torch, libraries and the compiled part."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+
+from kdgen import build
+from kdgen.diagnosis.finding import REINSTALL, Finding, first_line, has, version_of
+
+PYTHON, TORCH = (3, 11), (2, 11)  # the oldest that will do
+LIBRARIES = {m: m for m in ("numpy", "safetensors", "tqdm", "tyro")} | {"PIL": "pillow"}
+
+
+def python() -> Finding:
+    """The interpreter."""
+    version = f"{platform.python_version()}, {sys.executable}"
+    if sys.version_info[:2] < PYTHON:
+        return Finding("python", "missing", version, "install Python 3.11 or newer")
+    return Finding("python", "ok", version)
+
+
+def torch() -> Finding:
+    """Whether torch imports, and is new enough."""
+    get = "install it: make test in a checkout, or https://pytorch.org/get-started"
+    if not has("torch"):
+        return Finding("torch", "missing", "not installed", get)
+    try:
+        import torch
+    except Exception as error:  # a broken installation fails in many ways
+        return Finding("torch", "missing", f"does not import: {first_line(error)}", get)
+    version = torch.__version__
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < TORCH:
+        return Finding("torch", "missing", f"{version} is too old; expected 2.11 or newer", get)
+    return Finding("torch", "ok", f"{version}, threads: {torch.get_num_threads()}")
+
+
+def libraries() -> Finding:
+    """The other packages that kdgen cannot do without."""
+    missing = [package for module, package in LIBRARIES.items() if not has(module)]
+    if missing:
+        fix = f"pip install {' '.join(missing)}"
+        return Finding("libraries", "missing", f"no {', '.join(missing)}", fix)
+    return Finding("libraries", "ok", ", ".join(f"{p} {version_of(p)}" for p in LIBRARIES.values()))
+
+
+def compiled() -> Finding:
+    """The C++ kernels."""
+    native = build.compiled()
+    if native.why:
+        text = f"missing: {native.why}; the CPU runs the ops as written in torch, more slowly"
+        return Finding("compiled", "note", text, native.fix)
+    threads = "OpenMP" if native.openmp else "one thread, as there was no OpenMP to build with"
+    return Finding("compiled", "ok", f"{native.isa} (of {', '.join(native.isas)}), {threads}")
+
+
+def kernels() -> Finding:
+    """Whether the ops import, and what the environment asks of them."""
+    try:
+        from kdgen import kernels
+    except (ImportError, ValueError, RuntimeError) as error:
+        fix = "unset KDGEN_ISA" if os.environ.get("KDGEN_ISA") else REINSTALL
+        return Finding("kernels", "missing", first_line(error), fix)
+    asked = os.environ.get("KDGEN_KERNELS")
+    how = f"KDGEN_KERNELS={asked}" if asked else "chosen automatically"
+    return Finding("kernels", "ok", f"{len(kernels.OPS)} ops, backends {how}")
+
+
+def triton() -> Finding:
+    """Compiles the kernels for GPUs."""
+    if has("triton"):
+        return Finding("triton", "ok", version_of("triton"))
+    return Finding("triton", "note", "not installed; only GPUs and the tests use it")

@@ -1,0 +1,147 @@
+"""`kdgen train` and `kdgen distill`: resume, dry run, and refusals before anything is spent."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdgen import checkpoint, distill, evaluate, sample, train
+
+CIFAR10 = Path(
+    os.environ.get(
+        "KDGEN_CIFAR10_ZIP",
+        Path(__file__).parents[2].parent / "shared" / "data" / "cifar10-jpeg-train.zip",
+    )
+)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(checkpoint.load(run, weights="raw").state_dict())
+
+
+def test_a_run_in_two_parts_equals_one_run(tmp_path: Path, teacher: Path) -> None:
+    """The first part is stopped by a signal between two steps."""
+    out = tmp_path / "again"
+    options = ["digits", "--out", str(out), "--steps", "6", "--batch", "16", "--save-every", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        calls = iter(range(100))
+        bar = train.cli.bar
+        patch.setattr(train.cli, "bar", lambda s, *a: _interrupt(bar(s, *a), calls))
+        with pytest.raises(SystemExit) as stop:
+            train.main(options)
+    assert stop.value.code == 130
+    train.main(options)
+    for name, value in weights(teacher).items():
+        assert torch.equal(value, weights(out)[name]), name
+    assert (out / "log.jsonl").read_bytes() == (teacher / "log.jsonl").read_bytes()
+
+
+def _interrupt(steps, calls):  # type: ignore[no-untyped-def]
+    for step in steps:
+        if next(calls) == 2:
+            os.kill(os.getpid(), 2)
+        yield step
+
+
+def test_a_run_leaves_samples_checkpoints_and_a_log(teacher: Path) -> None:
+    assert list((teacher / "samples").glob("*.png"))
+    assert checkpoint.find(teacher).manifest["facts"]["step"] == 6
+    assert json.loads((teacher / "config.json").read_text())["config"]["recipe"] == "digits"
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    train.main(["digits", "--out", str(out), "--batch", "8", "--dry-run"])
+    said = capsys.readouterr().out
+    assert not out.exists()
+    assert all(word in said for word in ("parameters", "checkpoint", "one step", "steps"))
+
+
+def test_distill_can_be_tried_dry(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = teacher.parent / "dry"
+    distill.main(["--teacher", str(teacher), "--out", str(out), "--batch", "8", "--dry-run"])
+    assert not out.exists()
+    assert "pairs" in capsys.readouterr().out
+
+
+def test_a_student_can_learn_without_stored_pairs(teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "online"
+    short = ["--teacher-steps", "2", "--steps", "2", "--batch", "8"]
+    distill.main(["--teacher", str(teacher), "--out", str(out), "--online", *short])
+    assert not (out / "pairs").exists()
+    assert checkpoint.load(out).sampling.steps == 1
+
+
+def test_the_same_distillation_again_changes_nothing(teacher: Path, student: Path) -> None:
+    before = {p: p.read_bytes() for p in student.rglob("*.safetensors")}
+    short = ["--pairs", "48", "--teacher-steps", "2", "--steps", "4", "--batch", "16"]
+    distill.main(["--teacher", str(teacher), "--out", str(student), *short])
+    assert before == {p: p.read_bytes() for p in student.rglob("*.safetensors")}
+
+
+def test_evaluate_writes_every_measure_with_its_floor(student: Path, tmp_path: Path) -> None:
+    file = tmp_path / "measures.json"
+    evaluate.main(["--checkpoint", str(student), "--n", "200", "--json", str(file)])
+    text = file.read_text()
+    assert "FID[" not in text
+    (measures,) = json.loads(text)["runs"].values()
+    for measure in measures:
+        assert {"value", "floor", "n", "seed", "caveat"} <= measure.keys()
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "code", "words"),
+    [
+        (train.main, ["digitz"], 2, "Did you mean digits"),
+        (train.main, ["images-tiny"], 2, "brings no images"),
+        (train.main, ["digits", "--data", "nowhere"], 3, "nowhere"),
+        (train.main, ["digits", "--steps", "0"], 2, "steps is 0"),
+        (train.main, ["digits", "--lr", "-1"], 2, "lr is -1"),
+        (train.main, ["digits", "--precision", "fp8"], 2, "fp32, bf16"),
+        (distill.main, ["digits-student"], 2, "digits-denoising-student"),
+        (distill.main, ["--teacher", "nowhere"], 4, "nowhere"),
+        (evaluate.main, ["--checkpoint", "nowhere"], 4, "nowhere"),
+        (sample.main, ["--device", "tpu9"], 2, "auto, cpu, cuda"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_bad_input_is_refused(  # type: ignore[no-untyped-def]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused, main, options, code, words
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(main, options, code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_learning_rate_does_not_resume(teacher: Path, refused) -> None:  # type: ignore[no-untyped-def]
+    options = ["digits", "--out", str(teacher), "--steps", "6", "--batch", "16", "--lr", "1e-4"]
+    assert "lr" in refused(train.main, options, 2)
+
+
+def test_images_that_do_not_fit_the_model_are_refused(  # type: ignore[no-untyped-def]
+    student: Path, tmp_path: Path, refused
+) -> None:
+    out = tmp_path / "bigger.zip"
+    sample.main(["--checkpoint", str(student), "--n", "12", "--out", str(out)])
+    options = ["--checkpoint", str(student), "--data", str(out), "--size", "16"]
+    assert "expected (1, 8, 8)" in refused(evaluate.main, options, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10.exists(), reason=f"no {CIFAR10.name}; set KDGEN_CIFAR10_ZIP")
+def test_cifar10_goes_from_files_to_a_one_step_student(tmp_path: Path) -> None:
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    few = ["--steps", "3", "--batch", "8"]
+    train.main(["images-tiny", "--data", str(CIFAR10), "--out", str(teacher), *few])
+    few += ["--pairs", "16", "--teacher-steps", "2"]
+    recipe = "images-tiny-denoising-student"
+    distill.main([recipe, "--teacher", str(teacher), "--out", str(student), *few])
+    out = tmp_path / "made.npz"
+    sample.main(["--fast", "--checkpoint", str(student), "--n", "9", "--out", str(out)])
+    made = checkpoint.load(student)
+    assert made.shape == (3, 32, 32)
+    assert made.classes == 10

@@ -1,0 +1,95 @@
+"""The rule every backend is held to, and the devices the tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdgen.kernels import Op
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def need() -> Callable[[Op[Any, Any], str, tuple[Any, ...]], None]:
+    """Skips where a backend cannot run at all (not built, other device)."""
+
+    def check(op: Op[Any, Any], backend: str, args: tuple[Any, ...]) -> None:
+        why = op.by_name[backend].serves(*op.bind(*args))
+        if why:
+            pytest.skip(f"{backend}: {why}")
+
+    return check
+
+
+@pytest.fixture
+def as_accurate() -> Callable[[Tensor, Tensor, Tensor], None]:
+    """At most twice the reference's own error, both against float64, plus one ulp."""
+
+    def check(got: Tensor, reference: Tensor, exact: Tensor) -> None:
+        assert got.dtype == reference.dtype
+        assert got.shape == reference.shape
+        wide = exact.double()
+        error, own = (v.double() - wide for v in (got, reference))
+        ulp = unit(wide, got.dtype)
+        for measure in (worst, typical):
+            limit = 2 * measure(own) + ulp
+            assert measure(error) <= limit, f"{measure.__name__} {measure(error)} > {limit}"
+
+    return check
+
+
+def worst(error: Tensor) -> float:
+    return float(error.abs().max()) if error.numel() else 0.0
+
+
+def typical(error: Tensor) -> float:
+    return float(error.square().mean().sqrt()) if error.numel() else 0.0
+
+
+def unit(exact: Tensor, dtype: torch.dtype) -> float:
+    """One unit in the last place of the largest value."""
+    if not dtype.is_floating_point:
+        return 1.0
+    top = worst(exact)
+    exponent = torch.tensor(top or 1.0, dtype=torch.float64).frexp().exponent
+    return float(torch.finfo(dtype).eps * 2.0 ** (int(exponent) - 1))
+
+
+@pytest.fixture
+def wide() -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """The same arguments in float64."""
+
+    def widen(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
+        )
+
+    return widen
+
+
+@pytest.fixture
+def grads() -> Callable[..., list[Tensor]]:
+    """Gradients of every float tensor argument, for the output gradient `dy`."""
+
+    def run(call: Callable[..., Tensor], args: tuple[Any, ...], dy: Tensor) -> list[Tensor]:
+        leaves = [
+            a.detach().clone().requires_grad_()
+            if isinstance(a, Tensor) and a.is_floating_point()
+            else a
+            for a in args
+        ]
+        y = call(*leaves)
+        inputs = [a for a in leaves if isinstance(a, Tensor)]
+        return list(torch.autograd.grad(y, inputs, dy.to(y.dtype)))
+
+    return run

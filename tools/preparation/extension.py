@@ -1,0 +1,60 @@
+"""The editable install, with the compiled part where there is a compiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from tools.preparation.environment import site_packages
+from tools.preparation.packages import build_requirements, missing
+from tools.preparation.steps import LOG, PYTHON, ROOT, STRICT, Failed, pip, run, say, short
+
+
+def compile_and_link() -> None:
+    """An editable install of this folder, with the compiled part where there is a compiler."""
+    if absent := missing(build_requirements()):
+        _link_sources(absent)
+        return
+    before = _compiled()
+    say("sources changed, building again" if before else "building kdgen")
+    command = ["install", "-v", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
+    output = pip(command, "kdgen did not build")
+    if os.environ.get("KDGEN_PURE") or _compiled():
+        return
+    wrong = _first_error(output) or "python -m kdgen.doctor says what to install"
+    if STRICT or before:
+        raise Failed(f"the compiled part did not build: {wrong}. Log: {short(LOG)}")
+    say(f"going on without the compiled part, more slowly: {wrong}")
+
+
+def _link_sources(absent: list[str]) -> None:
+    """No way to build: let Python find the sources, so that kdgen runs on torch alone."""
+    what = f"{', '.join(absent)} missing, so nothing can be compiled"
+    if STRICT:
+        raise Failed(what)
+    say(f"going on without the compiled part, more slowly: {what}")
+    (site_packages() / "kdgen-sources.pth").write_text(f"{ROOT}\n")
+
+
+def summary() -> str:
+    """What there is now, as the new environment sees it; the proof that it can be imported."""
+    code = "from kdgen import build; print(build.line())"
+    line = run([PYTHON, "-c", code], "kdgen was installed but cannot be imported", cwd=ROOT)
+    return line.strip().splitlines()[-1]
+
+
+def _compiled() -> bool:
+    probe = [PYTHON, "-c", "import kdgen._native"]
+    return subprocess.run(probe, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def _first_error(output: str) -> str:
+    """The first line that a compiler or CMake called an error, with what follows CMake's."""
+    lines = output.splitlines()
+    for number, line in enumerate(lines):
+        if "CMake Error" in line:
+            return " ".join(" ".join(lines[number : number + 2]).split())
+        if re.search(r"\berror:", line) and "subprocess" not in line:
+            return line.strip()
+    return ""
