@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,7 +75,7 @@ def facts() -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             **{p: _version(p) for p in ("kdgen", "triton", "numpy", "pytest-benchmark")},
         },
         "commit": commit(),
@@ -111,7 +112,7 @@ def gpu() -> dict[str, Any]:
 
 def _describe(nv: Any, handle: Any) -> dict[str, Any]:
     """Facts one by one: virtual and partitioned GPUs refuse some of them."""
-    questions = {
+    questions: dict[str, Callable[[], Any]] = {
         "name": lambda: _text(nv.nvmlDeviceGetName(handle)),
         "driver": lambda: _text(nv.nvmlSystemGetDriverVersion()),
         "memory": lambda: nv.nvmlDeviceGetMemoryInfo(handle).total,

@@ -150,6 +150,8 @@ def training(denoiser: Denoiser, images: Images, training: Training) -> Iterator
         weight_decay=training.weight_decay,
         fused=True,
     )
+    weights: list[Tensor] = list(student.parameters())
+    kept: list[Tensor] = list(average.parameters())
     bf16 = training.precision == "bf16"
     device = next(net.parameters()).device
     while True:
@@ -162,8 +164,7 @@ def training(denoiser: Denoiser, images: Images, training: Training) -> Iterator
             nn.utils.clip_grad_norm_(student.parameters(), training.clip)
         adam.step()
         with torch.no_grad():
-            weights = list(student.parameters())
-            torch._foreach_lerp_(list(average.parameters()), weights, 1 - training.ema.decay)
+            torch._foreach_lerp_(kept, weights, 1 - training.ema.decay)
         yield loss.detach()
 
 

@@ -15,6 +15,7 @@ from . import machine
 
 ROUND_SECONDS = 0.01  # a round repeats short calls until it lasts this long
 FEWEST, MOST = 5, 40  # rounds
+WARM_CALLS, WARM_SECONDS = 3, 2.0  # untimed, whichever comes first
 
 Call = Callable[[], Any]
 
@@ -105,7 +106,7 @@ class _Contestant:
 
     def warm_up(self) -> float:
         """Seconds a call, after the calls that compile, plan and fill caches."""
-        for _ in range(3):
+        while len(self._seconds) < WARM_CALLS and sum(self._seconds) < WARM_SECONDS:
             self.round(1)
         once = self._seconds[-1]
         self._seconds.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def _spares(moved: float, device: torch.device) -> int:
 
 
 def _results(run: Callable[..., Tensor], copies: list[tuple[Any, ...]]) -> list[Call]:
-    return [lambda args=args: run(*args) for args in copies]  # type: ignore[misc]
+    return [partial(run, *args) for args in copies]
 
 
 def _gradients(run: Callable[..., Tensor], copies: list[tuple[Any, ...]]) -> list[Call]:
@@ -98,9 +99,9 @@ def _gradients(run: Callable[..., Tensor], copies: list[tuple[Any, ...]]) -> lis
     calls: list[Call] = []
     for args in copies:
         leaves = [a.detach().requires_grad_() if _learns(a) else a for a in args]
-        y = run(*leaves)
-        given = (y, [a for a in leaves if _learns(a)], torch.randn_like(y))
-        calls.append(lambda g=given: torch.autograd.grad(*g, retain_graph=True))  # type: ignore[misc]
+        y, learning = run(*leaves), [a for a in leaves if _learns(a)]
+        dy = torch.randn_like(y)
+        calls.append(partial(torch.autograd.grad, y, learning, dy, retain_graph=True))
     return calls
 
 

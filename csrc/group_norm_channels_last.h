@@ -220,7 +220,8 @@ void return_rows(const T* x, const float* dz, T* dx, std::int64_t rows, std::int
 #pragma omp simd
     for (std::int64_t c = 0; c < width; ++c) {
       const float xhat = ((load(x[c]) + add[c]) - mean[c]) * rstd[c];
-      store(dx + c, fused(dz[c], gain[c] * rstd[c], fused(xhat, tilt[c], level[c])));
+      const float own = dz[c] * gain[c] + level[c];
+      store(dx + c, fused(xhat, tilt[c], own) * rstd[c]);
     }
   }
 }

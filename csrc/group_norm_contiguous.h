@@ -219,7 +219,8 @@ void return_flat(const float* xhat, const float* dz, T* dx, std::int64_t n, floa
                  Each k) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
-    store(dx + i, fused(dz[i], k.gain(i) * rstd, fused(xhat[i], r.tilt, r.level)));
+    const float level = dz[i] * k.gain(i) + r.level;
+    store(dx + i, fused(xhat[i], r.tilt, level) * rstd);
   }
 }
 
@@ -229,7 +230,8 @@ void return_row(const T* x, const float* dz, T* dx, std::int64_t n, float mean, 
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const float xhat = normalised(x[i], mean, rstd, k, i);
-    store(dx + i, fused(dz[i], k.gain(i) * rstd, fused(xhat, r.tilt, r.level)));
+    const float level = dz[i] * k.gain(i) + r.level;
+    store(dx + i, fused(xhat, r.tilt, level) * rstd);
   }
 }
 

@@ -35,7 +35,7 @@ inline Moments moments(double mean, double variance, float eps) {
           static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps)))};
 }
 
-// dx = dz * gain * rstd + (level + xhat * tilt), level and tilt one for a group.
+// dx = ((dz * gain + level) + xhat * tilt) * rstd, level and tilt one for a group.
 struct Return {
   float level, tilt;
 };
@@ -57,10 +57,10 @@ struct Gradients {
       g1 += gain * sums[d].dz;
       g2 += gain * sums[d].dz_xhat;
     }
-    const double level = -rstd * g1 / count, tilt = -rstd * g2 / count;
+    const double level = -g1 / count, tilt = -g2 / count;
     for (std::int64_t d = 0; p.dadd && d < width; ++d) {
-      const double own = sums[d].dz * (gain_of(p, image, first + d).gain * rstd);
-      sums[d].xhat = own + (size * level + sums[d].xhat * tilt);
+      const double own = sums[d].dz * gain_of(p, image, first + d).gain;
+      sums[d].xhat = rstd * (own + (size * level + sums[d].xhat * tilt));
       if (p.add_per_image) {
         p.dadd[image * p.channels + first + d] = static_cast<float>(sums[d].xhat);
       }

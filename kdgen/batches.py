@@ -1,5 +1,4 @@
-"""Training batches from addresses: batch number k is a function of the seed and k, and of
-nothing that ran before."""
+"""Training batches from addresses: a function of the seed and the batch's number."""
 
 from __future__ import annotations
 
@@ -22,8 +21,10 @@ _UNIFORMS = 4
 
 
 class Source(Protocol):
-    """Images (`take` gives (x0, label)) or pairs (`kind` is "pairs" and `take` gives (z, x0,
-    label))."""
+    """Images, or pairs.
+
+    `take` gives (x0, label), or (z, x0, label) where `kind` is "pairs".
+    """
 
     def __len__(self) -> int: ...
     def take(self, index: Tensor) -> Any: ...
@@ -97,8 +98,10 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def check_source(method: Method, student: Denoiser, source: Source | None, flip: bool) -> None:
-    """DataError where source, method and network do not fit each other; ValueError for flipped
-    pairs."""
+    """Refuse a source that does not fit.
+
+    DataError where source, method and network disagree; ValueError for flipped pairs.
+    """
     if source is None:
         if method.data != "noise":
             raise DataError(
@@ -133,8 +136,7 @@ def check_source(method: Method, student: Denoiser, source: Source | None, flip:
 
 
 def described(source: Source | None) -> dict[str, Any]:
-    """What a run notes about its source, JSON-able; two sources with equal notes give equal
-    batches."""
+    """What a run notes about its source, JSON-able; equal notes mean equal batches."""
     if source is None:
         return {"kind": "noise"}
     facts: dict[str, Any] = {"kind": getattr(source, "kind", "images"), "length": len(source)}

@@ -138,8 +138,7 @@ class Checkpoint:
 
 
 def write(target: Path, tensors: Mapping[str, Tensors], facts: Mapping[str, Any]) -> Checkpoint:
-    """Write `{file: {name: tensor}}` and JSON-able facts as the checkpoint directory `target`, then
-    read it back.
+    """Write `{file: {name: tensor}}` and JSON-able facts as the directory `target`; verify it.
 
     Raises OSError when the disk refuses, CheckpointError for NaN or infinite values and for a
     target that is something else; what was at `target` before then still is.
@@ -163,8 +162,10 @@ def write(target: Path, tensors: Mapping[str, Tensors], facts: Mapping[str, Any]
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint directory at `path`, its manifest verified; CheckpointError if it is
-    missing, damaged or foreign."""
+    """The checkpoint at `path`, its manifest verified, its files not yet.
+
+    CheckpointError if it is missing, damaged or foreign.
+    """
     path = durable.whole(path)
     file = path / MANIFEST
     if not path.is_dir():
@@ -213,8 +214,7 @@ def steps(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path, run: str | None = None) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that verifies (and belongs to `run`); None if there is none
-    at all.
+    """The newest checkpoint in `folder` that verifies (and belongs to `run`); None if empty.
 
     Each one passed over is a warning; CheckpointError if all are.
     """
@@ -242,8 +242,7 @@ def newest(folder: Path, run: str | None = None) -> Checkpoint | None:
 
 
 def find(path: str | Path) -> Checkpoint:
-    """The verified checkpoint at `path`: a checkpoint directory, or the newest good one of a run
-    directory."""
+    """The verified checkpoint at `path`, or the newest good one of the run at `path`."""
     path = Path(path)
     for folder in (path / FOLDER, path):
         if steps(folder) and not (path / MANIFEST).exists():
@@ -281,8 +280,7 @@ def load(
     weights: Literal["ema", "raw"] = "ema",
     build: Callable[[dict[str, Any]], Denoiser] | None = None,
 ) -> Denoiser:
-    """The denoiser in a checkpoint directory, or in the newest good checkpoint of a run directory;
-    eval mode, on the CPU.
+    """The denoiser in a checkpoint, or in a run's newest good one; eval mode, on the CPU.
 
     Of a run it is the student: its average, or its raw weights. `build` makes an untrained denoiser
     from a config and defaults to `kdgen.nets.denoiser`; give it for networks of your own. Raises
@@ -304,8 +302,10 @@ def load(
 
 
 def fill(denoiser: Denoiser, tensors: Tensors, where: str) -> None:
-    """Copy tensors into the denoiser; CheckpointError if names or shapes differ or a value is
-    not finite."""
+    """Copy tensors into the denoiser.
+
+    CheckpointError if names or shapes differ or a value is not finite.
+    """
     wanted = denoiser.state_dict()
     wrong = [f"{n} missing" for n in wanted if n not in tensors]
     wrong += [f"{n} unexpected" for n in tensors if n not in wanted]

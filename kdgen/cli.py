@@ -50,7 +50,8 @@ def entry(
     """Parse `argv` into the dataclass `args` and run; a refusal is one line and an exit code."""
     import tyro
 
-    logging.basicConfig(format="kdgen: %(levelname)s: %(message)s")
+    logging.basicConfig(format="kdgen: %(message)s")
+    logging.getLogger("kdgen").setLevel(logging.INFO)
     parsed = tyro.cli(
         args, args=argv, prog=f"python -m kdgen.{prog}", config=(tyro.conf.FlagCreatePairsOff,)
     )

@@ -90,7 +90,8 @@ def _verdict(findings: Sequence[Finding]) -> str:
         return "not ready: " + "; ".join(f"{f.topic}: {f.text}" for f in missing)
     without = [f.topic for f in findings if f.fix]
     tail = f"; without {', '.join(without)}" if without else ""
-    return f"ready: torch {by_topic['torch'].text}; GPU {by_topic['gpu'].text}{tail}"
+    gpu = by_topic["gpu"].text if by_topic["gpu"].state == "ok" else "no GPU"
+    return f"ready: torch {by_topic['torch'].text}; {gpu}{tail}"
 
 
 if __name__ == "__main__":

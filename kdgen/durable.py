@@ -15,8 +15,10 @@ _CHUNK = 1 << 26  # one write call of 64 MiB: Linux stops at 2 GiB
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A new file with `data` on disk; FileExistsError if there is one. Its mode follows the
-    umask."""
+    """A new file with `data`, on disk; FileExistsError if there is one.
+
+    Its mode follows the umask.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         left = memoryview(data)
@@ -48,8 +50,7 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """An empty draft beside `target` that becomes `target` when the block ends, or nothing if the
-    block raises.
+    """An empty draft that becomes `target` when the block ends, or nothing if it raises.
 
     A directory already there stays readable (as `whole(target)`) until the new one has its name.
     """
@@ -79,8 +80,7 @@ def whole(target: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a directory and the plain files in it; it loses its name first, so that nobody
-    reads half of it."""
+    """Delete a directory of plain files; it loses its name first: nobody reads half of it."""
     if not path.exists():
         return
     if not path.name.startswith(TEMPORARY):

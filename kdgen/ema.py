@@ -58,8 +58,7 @@ class Ema:
 
     @classmethod
     def power(cls, gamma: float | None = None, sigma_rel: float | None = None) -> Ema:
-        """Weight of a step grows with its number to the power gamma; or give the relative width
-        of that profile."""
+        """Step n weighs like n to the power gamma; or give that profile's relative width."""
         if (gamma is None) == (sigma_rel is None):
             raise ValueError(
                 f"Ema.power: gamma is {gamma}, sigma_rel {sigma_rel}; expected exactly one. Give "
@@ -73,8 +72,7 @@ class Ema:
         return cls("none")
 
     def kept(self, step: int, batch: int) -> float:
-        """Share of the old average that update number `step` (from 1) keeps, at `batch` images a
-        step."""
+        """Share of the old average that update number `step` (from 1) keeps."""
         if self.kind == "constant":
             return self.decay
         if self.kind == "power":
@@ -87,8 +85,7 @@ class Ema:
 
 
 def _gamma(sigma_rel: float) -> float:
-    """Exponent of the profile of relative width sigma_rel: the largest root of Karras et al. 2024,
-    eq. 127.
+    """Exponent of the profile of relative width sigma_rel. Karras et al. 2024, eq. 127.
 
     sigma_rel² = (gamma + 1) / ((gamma + 2)² (gamma + 3)).
     """

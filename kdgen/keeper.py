@@ -23,6 +23,10 @@ class Keeper:
     """Saves a loop in a run that has been entered, and restores it."""
 
     def __init__(self, loop: Loop, run: Run, source: Source | None) -> None:
+        if not run.id:
+            raise ValueError(
+                "fit: the run has not been entered; expected `with Run(...) as run:`. Enter it."
+            )
         self.loop, self.run = loop, run
         self.saved = 0  # the newest step on disk
         self.facts = self._facts(source)
@@ -98,8 +102,8 @@ class Keeper:
         return files
 
     def resume(self) -> None:
-        """Continue from the run's newest good checkpoint, if it has one; else check that one
-        fits on the disk."""
+        """Continue from the newest good checkpoint; without one, check that there is room for
+        it."""
         self.run.attach(self.save)
         found = self.run.newest()
         if found is None:

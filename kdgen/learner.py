@@ -16,8 +16,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Outcome(NamedTuple):
-    """Of one update: mean loss, global gradient norm before clipping, and a code into FAULTS;
-    scalars on the device."""
+    """What one update did: scalars on the device.
+
+    Mean loss, global gradient norm before clipping, and a code into FAULTS.
+    """
 
     loss: Tensor
     grad_norm: Tensor
@@ -43,8 +45,15 @@ class Learner:
                 f"fit: no parameter of {role} requires gradients; expected some. Call "
                 f"{role}.requires_grad_(True)."
             )
-        self._adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.reset()
+        self.lr = torch.zeros((), device=self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.params.values(),
+            lr=self.lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=True,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -52,14 +61,10 @@ class Learner:
 
     def reset(self) -> None:
         """Forget the moments."""
-        self.lr = torch.zeros((), device=self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=self.lr, fused=True, **self._adam
-        )
+        self.optimizer.state.clear()
 
     def update(self, parts: Iterable[Batch], size: int, loss: Callable[[Batch], Tensor]) -> Outcome:
-        """One step of Adam on the mean loss of `size` images that come in parts; left out if it
-        is not finite."""
+        """One step of Adam on the mean loss of `size` images in parts; none if it is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part in parts:
@@ -87,8 +92,7 @@ class Learner:
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
     def _step(self, norm: Tensor, fault: Tensor) -> None:
-        """Fused Adam itself leaves out a step whose found_inf is not 0, and divides gradients by
-        grad_scale first."""
+        """Fused Adam divides by grad_scale, and does nothing where found_inf is not 0."""
         adam: Any = self.optimizer
         adam.found_inf = (fault != 0).float()
         adam.grad_scale = None if self._clip is None else (norm / self._clip).clamp(min=1).float()

@@ -19,8 +19,7 @@ log = logging.getLogger("kdgen")
 
 
 class Ledger:
-    """Losses, gradient norms and faults of the updates; `lines` receives (step, values) for the
-    log."""
+    """Losses, gradient norms and faults; `lines` receives (step, **values) for the log."""
 
     def __init__(self, phases: Sequence[str], training: Training, device: torch.device) -> None:
         self.phases, self.training, self.device = phases, training, device

@@ -163,8 +163,7 @@ class Loop:
             return method.loss(phase, self.nets, batch)
 
     def _activate(self, role: str) -> None:
-        """Train `role` alone: the others keep autograd through their inputs, their parameters
-        get none."""
+        """Train `role` alone; gradients still pass through the others to their inputs."""
         if self._active != role:
             for name in self.roles:
                 self.nets[name].requires_grad_(False)
@@ -176,8 +175,7 @@ class Loop:
                 self.nets[name].train(name == role)
 
     def _promote(self) -> None:
-        """Start a round: the student as it is becomes the teacher; moments and average start
-        anew."""
+        """Start a round: the student becomes the teacher; moments and average start anew."""
         self.replace_teacher()
         for learner in self.learners.values():
             learner.reset()
@@ -185,8 +183,7 @@ class Loop:
             self.average.reset()
 
     def replace_teacher(self) -> None:
-        """By a copy of the student's raw weights; the denoiser that the caller gave stays as it
-        is."""
+        """By a copy of the student's raw weights; the caller's own denoiser stays as it is."""
         self.nets["teacher"] = self.nets.student.copy().requires_grad_(False).eval()
 
     def _report(self) -> Step:
@@ -248,11 +245,11 @@ def check_nets(method: Method, rounds: int, nets: Mapping[str, Denoiser]) -> Non
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's own randomness (dropout) starts at `seed` inside; the caller's goes on as if
-    nothing had been."""
+    """Seed torch's own randomness (dropout) inside; the caller's goes on undisturbed."""
     generators = [torch.default_generator]
     if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
     states = [g.get_state() for g in generators]
     for (
         g

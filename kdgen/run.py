@@ -1,5 +1,4 @@
-"""A run directory: one owner, one configuration, verified checkpoints, a log that a resumed run
-continues exactly.
+"""A run directory: one owner, one configuration, verified checkpoints, an exact log.
 
 runs/a/config.json          the configuration and the run's id
 runs/a/checkpoints/step-…   see `kdgen.checkpoint`
@@ -36,8 +35,7 @@ log = logging.getLogger("kdgen")
 
 
 class Run:
-    """Context manager that owns the directory `path`; the same configuration again resumes what is
-    there.
+    """Context manager that owns the directory `path`; the same configuration resumes it.
 
     `config` is JSON-able. A directory that holds checkpoints refuses another configuration, except
     for settings named in `free` (their own name, or dotted from the top). `keep` checkpoints are
@@ -161,7 +159,9 @@ class Run:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint of this run that verifies; None at its beginning.
-        CheckpointError if all are damaged."""
+
+        CheckpointError if there are some and all are damaged.
+        """
         return checkpoint.newest(self.folder, self.id)
 
     def write(
@@ -194,8 +194,7 @@ class Run:
         return True
 
     def check_space(self, size: int) -> None:
-        """Refuse to start when one checkpoint of `size` bytes does not fit; warn when `keep` + 1
-        do not."""
+        """Refuse if a checkpoint of `size` bytes does not fit; warn if `keep` + 1 do not."""
         free, wanted = checkpoint.free(self.path), int(1.1 * (self.keep + 1) * size)
         text = f"{free / 1e6:,.1f} MB free, one checkpoint takes {size / 1e6:,.1f} MB"
         if free < size:
@@ -250,8 +249,7 @@ class Run:
     # The log
 
     def log(self, step: int, **values: Any) -> None:
-        """Append a line to log.jsonl; a step that the log already holds when a run resumes is not
-        written twice.
+        """Append a line to log.jsonl, unless the log held this step when the run was resumed.
 
         Values are JSON-able and must follow from the step alone: no clocks, or a resumed run
         differs.
@@ -263,8 +261,7 @@ class Run:
             self._write_backlog()
 
     def time(self, step: int, **values: Any) -> None:
-        """Append a line to timing.jsonl, which may hold clocks; it is not part of what resumes
-        exactly."""
+        """Append a line to timing.jsonl, which may hold clocks and is not rewound."""
         with suppress(OSError), open(self.path / "timing.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 

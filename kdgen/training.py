@@ -104,13 +104,13 @@ def fit(
     run: Run | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[Step]:
-    """Train, one `Step` per update; the networks are moved to `device` (default: where the student
-    is) and change in place.
+    """Train, one `Step` per update; the networks move to `device` and change in place.
 
-    With a `run` that has been entered, the state is saved every `save_every` steps, at the end and
-    on a signal, and calling `fit` again continues bit-exactly (same device and thread count); a
-    finished run yields its last step once more. What the caller does with step k happens before k
-    is saved, so it happens again if the process dies between.
+    `device` defaults to where the student is. With a `run` that has been entered, the state is
+    saved every `save_every` steps, at the end and on a signal, and calling `fit` again continues
+    bit-exactly (same device, kernels and thread count); a finished run yields its last step once
+    more. What the caller does with a step happens before that step is saved, so it happens again
+    if the process dies between; after a `break`, `run.save()` keeps what has been done since.
 
     Raises ValueError, UsageError, DataError or CheckpointError before the first step;
     NonFiniteError after `skips` updates in a row whose loss or gradient is not finite (none of them

@@ -7,6 +7,7 @@ storage (float64 for float64).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -323,6 +324,12 @@ def _call(
     return y
 
 
+def _triton_unable(x: Tensor, *_: Any) -> str:
+    if x.numel() >= 2**31 and math.prod(x.shape[1:]) >= 2**31:  # offsets inside an image: 32 bits
+        return f"an image has {math.prod(x.shape[1:])} values; expected fewer than 2**31"
+    return _triton.unable(x)
+
+
 group_norm_silu = Op(
     NAME,
     _call,
@@ -338,7 +345,7 @@ group_norm_silu = Op(
         Backend(
             "triton",
             lambda *args: _triton.load(NAME).forward(*args),
-            _triton.unable,
+            _triton_unable,
             ("cuda",),
             lambda *args: _triton.load(NAME).backward(*args),
         ),

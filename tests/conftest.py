@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
+from hypothesis import settings
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# The same examples in every run: a failure in CI is a failure here.
+settings.register_profile("kdgen", derandomize=True, deadline=None, max_examples=30)
+settings.load_profile("kdgen")
 
 HAS_GPU = torch.cuda.is_available()
 
@@ -41,3 +51,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def lively() -> Callable[[Module], Module]:
+    """As if it had been trained: no weight of the network is left at zero, the same ones always."""
+
+    def enliven(net: Module, seed: int = 0) -> Module:
+        r = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in net.parameters():
+                fan = max(1, p[0].numel()) if p.dim() > 1 else 100
+                p.add_(torch.randn(p.shape, generator=r, dtype=p.dtype) * fan**-0.5)
+        return net
+
+    return enliven

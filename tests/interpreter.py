@@ -1,7 +1,7 @@
 """Makes Triton's CPU interpreter right for bfloat16.
 
 Seen in 3.6 to 3.9: a cast from float32 truncates instead of rounding to nearest even, and `tl.dot`
-multiplies the raw bit patterns. (Plain bfloat16 arithmetic is wrong too; kernels compute in float32.)
+multiplies the raw bit patterns. (Plain bfloat16 arithmetic is wrong too; the kernels have none.)
 """
 
 from __future__ import annotations

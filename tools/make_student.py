@@ -21,6 +21,24 @@ TEACHER_STEPS = 24
 TEACHER = ["digits", "--steps", "3000"]
 STUDENT = ["--pairs", "49152", "--teacher-steps", str(TEACHER_STEPS), "--steps", "6000"]
 
+HERE = cli.device_name(torch.device("cpu"))
+PAGE = """# digits-student
+
+One-step class-conditional generator of 8×8 handwritten digits, {parameters} parameters, stored as
+float16. A Denoising Student (Luhman & Luhman 2021, arXiv:2101.02388) of kdgen's digits teacher:
+
+```sh
+{steps}
+```
+
+Data: the embedded digits ([attribution](digits.md), CC BY 4.0). Licence of the weights: Apache-2.0.
+Limits: it learned 1,797 images, and regression from pairs softens strokes a little.
+
+Measured with {made}:
+
+{table}
+"""
+
 
 def main() -> None:
     """Train, distil, measure, store."""
@@ -70,8 +88,7 @@ def card(
         "measures": values,
         "parameters": sum(p.numel() for p in student.parameters()),
         "stored as": "float16",
-        "made with": f"kdgen {kdgen.__version__}, torch {torch.__version__}, "
-        f"{cli.device_name(torch.device('cpu'))}",
+        "made with": f"kdgen {kdgen.__version__}, torch {torch.__version__}, {HERE}",
         "limits": "Learned 1,797 images; regression from pairs softens strokes a little.",
     }
 
@@ -79,17 +96,11 @@ def card(
 def page(runs: dict[str, list[metrics.Measure]], student: Denoiser) -> str:
     """The same for people, in Markdown."""
     parameters = sum(p.numel() for p in student.parameters())
-    steps = "\n".join(commands())
-    return (
-        "# digits-student\n\n"
-        f"One-step class-conditional generator of 8×8 handwritten digits, {parameters:,} parameters, "
-        "stored as float16.\nA Denoising Student (Luhman & Luhman 2021, arXiv:2101.02388) of kdgen's "
-        "digits teacher.\n\n"
-        f"```sh\n{steps}\n```\n\n"
-        "Data: the embedded digits ([attribution](digits.md)). Licence: Apache-2.0; the data is CC BY "
-        "4.0.\nLimits: it learned 1,797 images, and regression from pairs softens strokes a little.\n\n"
-        f"Measured with kdgen {kdgen.__version__}, torch {torch.__version__}, float32, "
-        f"{cli.device_name(torch.device('cpu'))}:\n\n" + metrics.table(runs, "markdown") + "\n"
+    return PAGE.format(
+        parameters=f"{parameters:,}",
+        steps="\n".join(commands()),
+        made=f"kdgen {kdgen.__version__}, torch {torch.__version__}, float32, {HERE}",
+        table=metrics.table(runs, "markdown"),
     )
 
 

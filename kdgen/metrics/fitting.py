@@ -14,6 +14,7 @@ from kdgen.metrics.classifier import FEATURES, Classifier, FeatureNet, Labelled,
 from kdgen.metrics.frechet import moments
 
 WHITENED_SHARE = 1e-5
+WHITENING_ROWS = 10_000
 
 
 def train_classifier(
@@ -89,7 +90,7 @@ def _train(
 
 def _whiten(classifier: Classifier, pixels: Tensor) -> None:
     """Set the whitening of the features from these images; predictions stay as they are."""
-    fitted = moments(classifier.features(pixels))
+    fitted = moments(classifier.features(pixels[:WHITENING_ROWS]))
     variances, axes = torch.linalg.eigh(fitted.covariance)
     # A direction that the network hardly uses must not be blown up to the size of the others.
     least = WHITENED_SHARE * variances.mean()

@@ -21,10 +21,10 @@ from .. import layout
 
 @triton.jit
 def _tile_offsets(s, c, S, C, LAST: tl.constexpr):
-    """Offsets inside one image of channels c (K, D) and places s (P,): (K, D, P)."""
+    """Offsets inside one image of channels c (K, D) and places s (P,): (K, D, P), in 32 bits."""
     if LAST:
-        return s[None, None, :].to(tl.int64) * C + c[:, :, None]
-    return s[None, None, :] + c[:, :, None].to(tl.int64) * S
+        return s[None, None, :] * C + c[:, :, None]
+    return s[None, None, :] + c[:, :, None] * S
 
 
 @triton.jit
@@ -65,16 +65,16 @@ def forward_kernel(
     s = tl.arange(0, PLACES)
     if ONCE:
         live = (s < S)[None, None, :] & inside[:, :, None]
-        at = start + _tile_offsets(s, c, S, C, LAST)
-        h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
+        at = _tile_offsets(s, c, S, C, LAST)
+        h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
         mean, spread = _chunk_moments(h, live, S * WIDTH * 1.0)
     else:
         mean = tl.zeros((SLAB,), tl.float32)
         spread = tl.zeros((SLAB,), tl.float32)
         for s0 in range(0, S, PLACES):
             live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = start + _tile_offsets(s0 + s, c, S, C, LAST)
-            h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
+            at = _tile_offsets(s0 + s, c, S, C, LAST)
+            h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
             more = tl.minimum(S - s0, PLACES) * WIDTH * 1.0
             seen = s0 * WIDTH * 1.0
             chunk_mean, chunk_spread = _chunk_moments(h, live, more)
@@ -94,23 +94,23 @@ def forward_kernel(
     if ONCE:
         z = (h - mean[:, None, None]) * gain[:, :, None] + offset[:, :, None]
         z = z / (1.0 + tl.exp(-z)) if ACT else z
-        tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=live)
+        tl.store(y_ptr + start + at, z.to(y_ptr.dtype.element_ty), mask=live)
     else:
         for s0 in range(0, S, PLACES):
             live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = start + _tile_offsets(s0 + s, c, S, C, LAST)
-            h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
+            at = _tile_offsets(s0 + s, c, S, C, LAST)
+            h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
             z = (h - mean[:, None, None]) * gain[:, :, None] + offset[:, :, None]
             z = z / (1.0 + tl.exp(-z)) if ACT else z
-            tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=live)
+            tl.store(y_ptr + start + at, z.to(y_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit
-def _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT: tl.constexpr):
+def _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT: tl.constexpr):
     """xhat and dz, the gradient before the affine, of one tile; 0 where nothing lives."""
-    h = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
+    h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
     xhat = tl.where(live, (h - mean[:, None, None]) * rstd[:, None, None], 0.0)
-    dz = tl.load(dy_ptr + at, mask=live, other=0.0).to(tl.float32)
+    dz = tl.load(dy_ptr + start + at, mask=live, other=0.0).to(tl.float32)
     if ACT:
         z = xhat * gain[:, :, None] + offset[:, :, None]
         sigma = 1.0 / (1.0 + tl.exp(-z))
@@ -144,8 +144,8 @@ def backward_kernel(
     s = tl.arange(0, PLACES)
     if ONCE:
         live = (s < S)[None, None, :] & inside[:, :, None]
-        at = start + _tile_offsets(s, c, S, C, LAST)
-        xhat, dz = _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT)
+        at = _tile_offsets(s, c, S, C, LAST)
+        xhat, dz = _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT)
         s1, s2, s3 = tl.sum(dz, 2), tl.sum(dz * xhat, 2), tl.sum(xhat, 2)
     else:
         s1 = tl.zeros((SLAB, BLOCK_D), tl.float32)
@@ -153,32 +153,34 @@ def backward_kernel(
         s3 = tl.zeros((SLAB, BLOCK_D), tl.float32)
         for s0 in range(0, S, PLACES):
             live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = start + _tile_offsets(s0 + s, c, S, C, LAST)
-            xhat, dz = _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT)
+            at = _tile_offsets(s0 + s, c, S, C, LAST)
+            xhat, dz = _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT)
             s1 += tl.sum(dz, 2)
             s2 += tl.sum(dz * xhat, 2)
             s3 += tl.sum(xhat, 2)
 
     count = S * WIDTH * 1.0
-    level = tl.sum(tl.where(inside, gain * s1, 0.0), 1) / count * rstd
-    tilt = tl.sum(tl.where(inside, gain * s2, 0.0), 1) / count * rstd
-    keep = gain * rstd[:, None]
+    level = tl.sum(tl.where(inside, gain * s1, 0.0), 1) / count
+    tilt = tl.sum(tl.where(inside, gain * s2, 0.0), 1) / count
     tl.store(s1_ptr + image * C + c, s1, mask=inside)
     tl.store(s2_ptr + image * C + c, s2, mask=inside)
     if HAS_ADD:
-        dadd = keep * s1 - (level[:, None] * (S * 1.0) + tilt[:, None] * s3)
+        dadd = gain * s1 - (level[:, None] * (S * 1.0) + tilt[:, None] * s3)
+        dadd *= rstd[:, None]
         tl.store(dadd_ptr + image * C + c, dadd, mask=inside)
 
     if ONCE:
-        dx = keep[:, :, None] * dz - (level[:, None, None] + tilt[:, None, None] * xhat)
-        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
+        dx = gain[:, :, None] * dz - level[:, None, None] - tilt[:, None, None] * xhat
+        dx *= rstd[:, None, None]
+        tl.store(dx_ptr + start + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
     else:
         for s0 in range(0, S, PLACES):
             live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = start + _tile_offsets(s0 + s, c, S, C, LAST)
-            xhat, dz = _slope(x_ptr, dy_ptr, at, live, add, mean, rstd, gain, offset, ACT)
-            dx = keep[:, :, None] * dz - (level[:, None, None] + tilt[:, None, None] * xhat)
-            tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
+            at = _tile_offsets(s0 + s, c, S, C, LAST)
+            xhat, dz = _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT)
+            dx = gain[:, :, None] * dz - level[:, None, None] - tilt[:, None, None] * xhat
+            dx *= rstd[:, None, None]
+            tl.store(dx_ptr + start + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
 
 
 class Tile(NamedTuple):
@@ -202,8 +204,8 @@ def tile(kernel: str, size: int, width: int, groups: int, last: bool) -> Tile:
         slab *= 2
     channels = slab * block_d
     places = min(triton.next_power_of_2(size), max(1, LARGEST[kernel] // channels))
-    values = places * channels
-    return Tile(places, slab, block_d, size <= places, 4 if values <= 4096 else 8)
+    values = places * channels if kernel == "forward" else 2 * places * channels  # in registers
+    return Tile(places, slab, block_d, size <= places, min(16, max(4, values // 1024)))
 
 
 def forward(

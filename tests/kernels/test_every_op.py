@@ -203,7 +203,7 @@ def learnable(a):
 def test_group_norm_backward_passes_opcheck():
     op = kernels.group_norm_silu
     example = op.examples(torch.float32, torch.device("cpu"))[2]
-    x, weight, bias, groups, eps, *extras = example.args
+    x, weight, bias, groups, _, *extras = example.args
     call, args = registered(op, example.args)
     statistics = call(*args)[1]
     backward = torch.ops.kdgen.group_norm_silu_backward.default

@@ -169,24 +169,28 @@ def test_a_tile_too_small_for_the_image_changes_nothing(
     dy = normal(*shape, seed=9)
     with kernels.use(backend):
         got = [group_norm_silu(*args), *grads(group_norm_silu, args, dy)]
-        own = [group_norm_silu.reference(*args), *grads(group_norm_silu.reference, args, dy)]
-    exact = [group_norm_silu.reference(*wide(args)), *grads(group_norm_silu.reference, wide(args), dy.double())]
+        op, exactly = group_norm_silu.reference, wide(args)
+    own = [op(*args), *grads(op, args, dy)]
+    exact = [op(*exactly), *grads(op, exactly, dy.double())]
     for g, o, e in zip(got, own, exact, strict=True):
         as_accurate(g, o, e)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8, 32])
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (7, 7), (8, 8), (16, 16), (3, 43)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1), (2, 2), (4, 4), (7, 7), (8, 8), (16, 16), (3, 43)], ids=str
+)
 def test_native_meets_the_rule_on_many_shapes(size, groups, grads, as_accurate, wide, need):
     for form in (torch.contiguous_format, LAST):
         args = arguments((3, 32, *size), groups, form)
         args = (*args, 1e-6, None, None, normal(32, seed=7))
         need(group_norm_silu, "native", args)
         dy = normal(3, 32, *size, seed=9)
-                with kernels.use("native"):
+        with kernels.use("native"):
             got = [group_norm_silu(*args), grads(group_norm_silu, args, dy)[0]]
-        own = [group_norm_silu.reference(*args), grads(group_norm_silu.reference, args, dy)[0]]
-        exact = [group_norm_silu.reference(*wide(args)), grads(group_norm_silu.reference, wide(args), dy)[0]]
+        op, exactly = group_norm_silu.reference, wide(args)
+        own = [op(*args), grads(op, args, dy)[0]]
+        exact = [op(*exactly), grads(op, exactly, dy)[0]]
         for g, o, e in zip(got, own, exact, strict=True):
             as_accurate(g, o, e)
 
@@ -228,6 +232,7 @@ def test_second_derivatives_raise_instead_of_vanishing(backend, need):
     ],
 )
 def test_a_wrong_argument_is_named(change, message):
-    args = {"x": torch.ones(2, 8, 2, 2), "weight": torch.ones(8), "bias": torch.ones(8), "groups": 4}
+    ones = torch.ones(8)
+    args = {"x": torch.ones(2, 8, 2, 2), "weight": ones, "bias": ones, "groups": 4}
     with pytest.raises(ValueError, match=rf"^group_norm_silu: .*{message}"):
         group_norm_silu(**{**args, **change})

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdgen.batches import Batches, split
 from kdgen.data.order import indices
@@ -577,3 +578,90 @@ def test_the_loss_falls(toy):
     _, seen = run_to_end(toy, steps=200)
     losses = [loss for _, _, loss, _, _ in seen]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+# The device is not asked
+
+
+class NoQuestions(TorchDispatchMode):
+    """Refuses what makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["Denoise", "Duel", "Halving"])
+def test_no_part_of_a_step_reads_a_tensor_on_the_host(toy, method):
+    from kdgen.loop import Loop
+
+    method = getattr(toy, method)()
+    nets = {role: toy.denoiser(k) for k, role in enumerate(method.roles)}
+    loop = Loop(method, nets, toy.Source(), toy.training(steps=4, accumulate=2), None)
+    loop.ledger.read = lambda *, last=False, now=False: None  # the one place that may
+    with NoQuestions():
+        numbers = [step.number for step in loop.steps()]
+    assert numbers[-1] == loop.total
+
+
+def test_the_guard_of_the_test_above_bites():
+    with NoQuestions(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        float(torch.ones(()))
+
+
+def test_on_an_accelerator_faults_are_read_only_every_log_every_steps(toy):
+    """Played on the CPU: the ledger believes that looking is expensive."""
+    from kdgen.loop import Loop
+
+    reads = []
+
+    class Expensive:
+        type = "cuda"
+
+    poison = tuple((k * 8, math.nan) for k in (3, 4, 5, 6))
+    training = toy.training(log_every=10)
+    loop = Loop(toy.Denoise(poison), {"student": toy.denoiser()}, toy.Source(), training, None)
+    loop.ledger.device = Expensive()
+    start = loop.ledger._judge
+    loop.ledger._judge = lambda step, codes: (reads.append(loop.done), start(step, codes))
+    with pytest.raises(NonFiniteError, match=r"at step 6 .*positions 24…47"):
+        list(loop.steps())
+    assert set(reads) == {10}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["Denoise", "Duel", "Halving"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_steps_do_not_wait_and_follow_the_cpu(toy, method, precision):
+    method = getattr(toy, method)()
+
+    def end(device):
+        nets = {role: toy.denoiser(k, dropout=0.0) for k, role in enumerate(method.roles)}
+        training = toy.training(steps=6, log_every=100, lr=1e-3, precision=precision)
+        for step in fit(method, nets, toy.Source(), training, device=device):
+            if step.number == 2 and device == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
+            if step.number == step.steps - 1:
+                torch.cuda.set_sync_debug_mode("default")
+        return weights(step.nets.student).cpu(), float(step.loss)
+
+    try:
+        (mine, loss), (theirs, other) = end("cuda"), end("cpu")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    tolerance = 1e-4 if precision == "fp32" else 2e-3
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
+    assert loss == pytest.approx(other, rel=0.05)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_bad_step_leaves_the_weights_as_they_were(toy):
+    states = {}
+    method = toy.Denoise(poison=((24, math.nan),))
+    for step in fit(
+        method, {"student": toy.denoiser()}, toy.Source(), toy.training(), device="cuda"
+    ):
+        states[step.number] = weights(step.nets.student)
+    assert torch.equal(states[3], states[4])
+    assert not torch.equal(states[4], states[5])

@@ -373,6 +373,17 @@ def test_two_checkpoints_are_kept(train):
     ]
 
 
+def test_a_run_that_was_not_entered_is_refused(toy, tmp_path):
+    with pytest.raises(ValueError, match="has not been entered"):
+        fit(
+            toy.Denoise(),
+            {"student": toy.denoiser()},
+            toy.Source(),
+            toy.training(),
+            run=Run(tmp_path / "run", {}),
+        )
+
+
 def test_fewer_than_two_are_refused(tmp_path):
     with pytest.raises(ValueError, match="keep is 1; expected at least 2"):
         Run(tmp_path / "a", {}, keep=1)

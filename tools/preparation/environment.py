@@ -19,7 +19,7 @@ def create() -> None:
         raise Failed(f"{VENV} exists and is no virtual environment. Name another one: make VENV=…")
     torch = _torch_of(sys.executable)
     keep = bool(torch) and numbers(torch) >= OLDEST_TORCH
-    what = f"keeping its torch {torch}" if keep else "empty"
+    what = f"keeping its torch {torch}" if keep else "from nothing"
     if torch and not keep:
         what = f"its torch {torch} is too old, 2.11 or newer will be installed"
     version = ".".join(map(str, sys.version_info[:3]))

@@ -8,6 +8,7 @@ import subprocess
 
 from tools.preparation.environment import site_packages
 from tools.preparation.packages import build_requirements, missing
+from tools.preparation.stamps import Stamp, build_digest
 from tools.preparation.steps import LOG, PYTHON, ROOT, STRICT, Failed, pip, run, say, short
 
 
@@ -16,11 +17,15 @@ def compile_and_link() -> None:
     if absent := missing(build_requirements()):
         _link_sources(absent)
         return
-    before = _compiled()
+    once = Stamp("compiled", build_digest())
+    before = once.valid()  # then it is not the machine that stands in the way
     say("sources changed, building again" if before else "building kdgen")
     command = ["install", "-v", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
     output = pip(command, "kdgen did not build")
-    if os.environ.get("KDGEN_PURE") or _compiled():
+    if _compiled():
+        once.write()
+        return
+    if os.environ.get("KDGEN_PURE"):
         return
     wrong = _first_error(output) or "python -m kdgen.doctor says what to install"
     if STRICT or before:
