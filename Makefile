@@ -23,9 +23,11 @@ test: ## all tests
 	$(SETUP) test triton
 	@$(RUN) -m pytest $(ARGS)
 
-bench: ## time every op and the U-Net
+bench: ## time every op, network and training step; compare with benchmarks/results
 	$(SETUP) test bench
-	@$(STILL) $(RUN) -m pytest benchmarks $(ARGS)
+	@$(STILL) $(RUN) -m pytest benchmarks --benchmark-quiet \
+	  --benchmark-json=.bench.json --results=runs/bench $(ARGS)
+	@$(RUN) -m benchmarks.gate benchmarks/results runs/bench
 
 bench-smoke: ## run every benchmark once, untimed
 	$(SETUP) test bench
@@ -43,4 +45,4 @@ gates: ## compile every Triton kernel ahead of time, fail on register spills
 	@env -u TRITON_INTERPRET $(RUN) tools/aot_check.py
 
 clean: ## remove everything that was built, the environment too
-	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist $(VENV) .bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

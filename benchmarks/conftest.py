@@ -14,6 +14,10 @@ sys.path.append(str(Path(__file__).parents[1]))  # a plain `pytest benchmarks` f
 
 from benchmarks import machine, rows, suite
 
+WARNING = (
+    "WARNING: MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ are not set: page faults are "
+    "inside the figures, and ratios may be several times too high or too low (benchmarks/README.md)"
+)
 TIMEOUT = 1200  # seconds a test; the suite's own budgets are far below
 
 
@@ -33,6 +37,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError(
+            "benchmarks: pytest-benchmark is not installed. Run: pip install 'kdgen[bench]'"
+        )
+    suite.of(config)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         metafunc.parametrize("device", suite.of(metafunc.config).devices, ids=str, scope="session")
@@ -44,6 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
@@ -70,20 +83,22 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if found := shared.of(device):
             roofs = shared.roofs(device).table()
             terminalreporter.section(machine.name(device))
-            for line in _head(roofs) + _tables(found) + shared.notes:
+            for line in _head(device, roofs) + _tables(found) + shared.notes.get(device, []):
                 terminalreporter.write_line(line)
             if folder := config.getoption("results"):
                 path = rows.write(folder, device, found, roofs)
                 terminalreporter.write_line(f"results: {path}")
 
 
-def _head(roofs: dict[str, float]) -> list[str]:
+def _head(device: torch.device, roofs: dict[str, float]) -> list[str]:
     facts = machine.facts()
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if v)
     copies = [v for k, v in roofs.items() if k.startswith("copy")]
     products = [f"{k} {v / 1e9:,.0f} GFLOP/s" for k, v in roofs.items() if k.startswith("gemm")]
     slow, fast = min(copies, default=0), max(copies, default=0)
+    warning = [] if device.type == "cuda" or machine.steady_memory() else [WARNING]
     return [
+        *warning,
         versions,
         f"measured roofs: {', '.join(products)}, copy {slow / 1e9:.0f} to {fast / 1e9:.0f} GB/s "
         "by size",

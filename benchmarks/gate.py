@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share of the ratio")
     a = parser.parse_args(argv)
     try:
-        before, runs = ratios(a.baseline), [ratios(path) for path in a.runs]
+        before = ratios(a.baseline) if a.baseline.exists() else {}
+        runs = [ratios(path) for path in a.runs]
     except ValueError as error:
         parser.error(str(error))
     measured = list(dict.fromkeys(device for run in runs for device in run))
@@ -81,7 +82,7 @@ def _judge(
 ) -> bool:
     """Print what changed; whether anything is lower."""
     if before is None:
-        print(f"{device}: no baseline, nothing to compare")
+        print(f"{device}: no baseline, nothing to compare with")
         return False
     now = [run[device] for run in runs if device in run]
     verdicts = compare(before, now)

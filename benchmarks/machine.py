@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+import kdgen
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,7 +44,8 @@ def name(device: torch.device) -> str:
     """As people call it: "NVIDIA H200", "AMD EPYC, 2 threads, avx512bf16"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    parts = [_cpu_model(), f"{torch.get_num_threads()} threads"]
+    threads = torch.get_num_threads()
+    parts = [_cpu_model(), f"{threads} thread{'s' * (threads > 1)}"]
     return ", ".join([*parts, isa] if (isa := native()["isa"]) else parts)
 
 
@@ -72,15 +75,21 @@ def facts() -> dict[str, Any]:
         "gpu": gpu(),
         "native": native(),
         "versions": {
+            "kdgen": kdgen.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-            **{p: _version(p) for p in ("kdgen", "triton", "numpy", "pytest-benchmark")},
+            **{p: _version(p) for p in ("triton", "numpy", "pytest-benchmark")},
         },
         "commit": commit(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if _shapes_speed(k)},
     }
+
+
+def steady_memory() -> bool:
+    """Whether glibc keeps freed memory; else large outputs may cost a page fault every 4 KiB."""
+    return {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} <= set(os.environ)
 
 
 def native() -> dict[str, Any]:

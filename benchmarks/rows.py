@@ -160,7 +160,7 @@ def write(folder: Path, device: torch.device, rows: Sequence[Row], roofs: dict[s
 def _stored(r: Row) -> dict[str, Any]:
     """Without what is in the key or the head, or follows."""
     said = {"group", "case", "implementation", "dtype", "device"}
-    return {k: v for k, v in asdict(r).items() if k not in said and v not in (None, "")}
+    return {k: v for k, v in asdict(r).items() if k not in said and v not in (None, 0)}
 
 
 def rounded(value: Any) -> Any:

@@ -22,7 +22,7 @@ class Suite:
     devices: list[torch.device]
     smoke: bool
     rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[torch.device, list[str]] = field(default_factory=dict)  # lines under a table
     _roofs: dict[torch.device, Roofs] = field(default_factory=dict)
 
     def roofs(self, device: torch.device) -> Roofs:
@@ -48,6 +48,7 @@ class Suite:
         `predict` gives the seconds a call would take at the device's roofs; `facts` are the other
         fields of the row. pytest-benchmark's own record carries the same figures as extra_info.
         """
+        benchmark.group = facts["group"]
         result = race(benchmark, device, ours, peer, budget=budget)
         if self.smoke:
             return None
@@ -67,5 +68,9 @@ def of(config: pytest.Config) -> Suite:
     """The session's suite, made when it is first asked for."""
     if KEY not in config.stash:
         smoke = bool(config.getoption("benchmark_disable") or config.getoption("benchmark_skip"))
-        config.stash[KEY] = Suite(devices(config.getoption("device")), smoke)
+        try:
+            found = devices(config.getoption("device"))
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[KEY] = Suite(found, smoke)
     return config.stash[KEY]

@@ -42,7 +42,7 @@ def test_cifar10_student(
     if row is not None:
         seconds = HEADLINE_IMAGES * row.seconds / row.images
         how = "measured" if row.images == HEADLINE_IMAGES else f"extrapolated from {row.images}"
-        suite.notes.append(
+        suite.notes.setdefault(device, []).append(
             f"{HEADLINE_IMAGES:,} images, {name} {kind} {row.dtype}: {seconds:,.2f} s on "
             f"{row.device} ({how}; {row.flops / row.seconds / 1e12:.3g} TFLOP/s); published "
             f"headline, on a device its authors do not name: {HEADLINE} s"

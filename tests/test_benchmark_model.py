@@ -207,6 +207,11 @@ def test_the_gate_does_not_compare_devices(tmp_path: Path) -> None:
     assert gate.main([str(before), str(now)]) == 0
 
 
+def test_the_gate_has_nothing_to_say_before_there_is_a_baseline(tmp_path: Path) -> None:
+    now = _result(tmp_path / "now", {"a": 2.0})
+    assert gate.main([str(tmp_path / "nowhere"), str(now)]) == 0
+
+
 def test_the_gate_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.json").write_text('{"rows": 3}')
     with pytest.raises(SystemExit, match="2"):

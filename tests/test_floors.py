@@ -19,7 +19,18 @@ FLOORS = (
     {"methods", "data", "pairs", "checkpoint", "metrics", "fold", "grid", "writers", "report"},
     {"training", "fast", "run", "loop", "learner", "ledger", "keeper", "batches", "ema"},
     {"recipes", "diagnosis"},
-    {"cli", "train", "distill", "sample", "evaluate", "convert", "demo", "demo_page", "contest", "doctor"},
+    {
+        "cli",
+        "train",
+        "distill",
+        "sample",
+        "evaluate",
+        "convert",
+        "demo",
+        "demo_page",
+        "contest",
+        "doctor",
+    },
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdgen import kernels, noise, samplers
-from kdgen.denoiser import Guided, Predicts, Prediction, Sampling
+from kdgen.denoiser import Guided, Prediction, Predicts, Sampling
 from kdgen.nets import exact
 from kdgen.schedules import EDM, Cosine, Flow, LinearVP, NoiseSchedule
 
@@ -143,7 +143,7 @@ def test_guidance_doubles_the_evaluations():
 
 
 def ddpm(q: LinearVP, std: float, mean: float, steps: int, z: Tensor, seed: int) -> Tensor:
-    """Ho et al. 2020, algorithm 2, in their own betas: the posterior mean and variance, re-spaced."""
+    """Ho et al. 2020, algorithm 2, in betas: the posterior mean and variance, re-spaced."""
     kept = np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, q.steps))])
     places = [0, *(q.indices(steps, "stride") + 1).tolist()]
     x = z
@@ -160,7 +160,7 @@ def ddpm(q: LinearVP, std: float, mean: float, steps: int, z: Tensor, seed: int)
         )
         if before:
             n = noise.normal(seed, noise.Stream.CHURN + k, noise.addresses(0, len(z)), SHAPE)
-            x = x + math.sqrt((1 - last) / (1 - bar) * beta) * n
+            x = x + math.sqrt((1 - last) / (1 - bar) * beta) * n.double()
     return x
 
 
@@ -179,14 +179,31 @@ def test_ancestral_without_noise_is_ddim(schedule: NoiseSchedule):
     torch.testing.assert_close(quiet, samplers.ddim(q, z, 9), rtol=1e-9, atol=1e-9)
 
 
+def one_at_a_time(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Stands for `noise.normal`: draw k is 1 for image k + 2 and 0 for all others."""
+    return (index == stream - noise.Stream.CHURN + 2).double().view(-1, *SHAPE)
+
+
+def moments(sampler: Callable[[Tensor], Tensor], draws: int) -> tuple[float, float]:
+    """Exact mean and standard deviation of an affine sampler's images under `one_at_a_time`: image
+    0 has no noise, image 1 has z = 1, image k + 2 has draw k = 1."""
+    z = torch.zeros(draws + 2, *SHAPE, dtype=torch.float64)
+    z[1] = 1
+    images = sampler(z).flatten()
+    return images[0].item(), (images[1:] - images[0]).norm().item()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda q: q.name)
-def test_ancestral_gives_the_data_its_own_spread(schedule: NoiseSchedule):
+def test_ancestral_gives_the_data_its_own_spread(
+    schedule: NoiseSchedule, monkeypatch: pytest.MonkeyPatch
+):
     """Mean 0.3 and standard deviation 0.5, whatever the path to them."""
+    monkeypatch.setattr(noise, "normal", one_at_a_time)
     grid = "karras" if schedule == EDM() else "uniform"
-    z = noise.normal(0, 0, noise.addresses(0, 20_000), SHAPE).double()
-    images = samplers.ancestral(teacher(schedule), z, 200, clip=None, grid=grid)
-    assert images.mean().item() == pytest.approx(MEAN, abs=0.02)
-    assert images.std().item() == pytest.approx(0.5, abs=0.015)
+    q = teacher(schedule)
+    mean, std = moments(lambda z: samplers.ancestral(q, z, 400, clip=None, grid=grid), 400)
+    assert mean == pytest.approx(MEAN, abs=0.01)
+    assert std == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("stochastic", ["ancestral", "heun"])
@@ -205,11 +222,14 @@ def test_added_noise_belongs_to_the_image_not_to_the_batch(stochastic: str):
     assert not torch.equal(whole, other)
 
 
-def test_churn_keeps_the_spread_and_stays_below_the_last_noise_level():
+def test_churn_keeps_the_spread_and_stays_below_the_last_noise_level(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(noise, "normal", one_at_a_time)
     q = Counts(teacher(EDM()))
-    z = noise.normal(0, 0, noise.addresses(0, 20_000), SHAPE).double()
-    images = samplers.heun(q, z, 60, churn=20.0)
-    assert images.std().item() == pytest.approx(0.5, abs=0.015)
+    mean, std = moments(lambda z: samplers.heun(q, z, 100, churn=20.0), 100)
+    assert mean == pytest.approx(MEAN, abs=0.005)
+    assert std == pytest.approx(0.5, abs=0.005)
     assert max(q.asked) <= 1
 
 

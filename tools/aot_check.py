@@ -22,11 +22,11 @@ from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 
-import triton  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from kdgen.kernels._triton import group_norm_silu, images, philox  # noqa: E402
+from kdgen.kernels._triton import group_norm_silu, images, philox
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may take
 DTYPES = ("fp32", "fp16", "bf16")

@@ -71,6 +71,24 @@ class GroupNorm(nn.Module):
         )
 
 
+class Pointwise(nn.Conv2d):
+    """1×1 convolution; when sampling on a CPU, an image's bits do not depend on its batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if learns or x.device.type != "cpu" or x.dtype != torch.float32:
+            return super().forward(x)
+        # oneDNN orders its sums by the size of the batch; one product for each image does not.
+        n, _, height, width = x.shape
+        weight, bias = self.weight.flatten(1).expand(n, -1, -1), self.bias
+        assert bias is not None
+        if x.is_contiguous():
+            rows = torch.baddbmm(bias[:, None], weight, x.flatten(2))
+            return rows.view(n, -1, height, width)
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        return torch.baddbmm(bias, pixels, weight.mT).mT.reshape(n, -1, height, width)
+
+
 class ResBlock(nn.Module):
     """norm, conv, + time, norm, dropout, conv, + shortcut."""
 
@@ -82,7 +100,7 @@ class ResBlock(nn.Module):
         self.norm2 = GroupNorm(c_out, config)
         self.dropout = config.dropout
         self.conv2 = _zero(_conv(c_out, c_out))
-        self.shortcut = _conv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.shortcut = _pointwise(c_in, c_out) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb (B, 4·width), after its SiLU."""
@@ -98,10 +116,10 @@ class Attention(nn.Module):
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.norm = GroupNorm(channels, config, act=False)
-        self.qkv = _conv(channels, 3 * channels, 1)
+        self.qkv = _pointwise(channels, 3 * channels)
         for part in self.qkv.weight.chunk(3):  # three layers in one: each has its own fan
             nn.init.xavier_uniform_(part)
-        self.out = _zero(_conv(channels, channels, 1))
+        self.out = _zero(_pointwise(channels, channels))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
@@ -249,10 +267,14 @@ def _groups(channels: int, config: UNetConfig) -> int:
     return max(g for g in range(1, min(config.groups, channels // 4) + 1) if channels % g == 0)
 
 
-def _conv(
-    c_in: int, c_out: int, kernel: int = 3, stride: int = 1, padding: int | None = None
-) -> nn.Conv2d:
-    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2 if padding is None else padding)
+def _conv(c_in: int, c_out: int, stride: int = 1, padding: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(c_in, c_out, 3, stride, padding)
+    _init(conv)
+    return conv
+
+
+def _pointwise(c_in: int, c_out: int) -> Pointwise:
+    conv = Pointwise(c_in, c_out, 1)
     _init(conv)
     return conv
 

@@ -193,7 +193,8 @@ class Tile(NamedTuple):
     warps: int
 
 
-LARGEST = {"forward": 16384, "backward": 8192}  # values of a tile that stay in registers
+# Values of a tile that stay in the registers of 8 warps; more would spill (tools/aot_check.py).
+LARGEST = {"forward": 16384, "backward": 4096}
 
 
 def tile(kernel: str, size: int, width: int, groups: int, last: bool) -> Tile:
@@ -204,8 +205,8 @@ def tile(kernel: str, size: int, width: int, groups: int, last: bool) -> Tile:
         slab *= 2
     channels = slab * block_d
     places = min(triton.next_power_of_2(size), max(1, LARGEST[kernel] // channels))
-    values = places * channels if kernel == "forward" else 2 * places * channels  # in registers
-    return Tile(places, slab, block_d, size <= places, min(16, max(4, values // 1024)))
+    warps = 8 if places * channels > 2048 else 4
+    return Tile(places, slab, block_d, size <= places, warps)
 
 
 def forward(

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.preparation.steps import ROOT, VENV
+from tools.preparation.steps import ROOT, STRICT, VENV
 
 
 class Stamp:
@@ -27,7 +27,7 @@ class Stamp:
 def files_digest() -> str:
     """Of what decides which packages are needed, and of the code that installs them."""
     files = [ROOT / "pyproject.toml", ROOT / "constraints.txt", *Path(__file__).parent.glob("*.py")]
-    return _digest(*(p.read_text() for p in sorted(files)))
+    return _digest(str(STRICT), *(p.read_text() for p in sorted(files)))
 
 
 def build_digest() -> str:

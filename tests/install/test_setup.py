@@ -1,0 +1,116 @@
+"""`tools/setup`: what `make` runs first."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def setup(run, sources: Path, venv: Path, *extras: str, **environment: str):
+    chosen = {"VENV": str(venv), "PYTHON": "", "KDGEN_PURE": "1"} | environment
+    return run("bash", sources / "tools" / "setup", *extras, **chosen)
+
+
+def interpreter(folder: Path, version: str) -> Path:
+    """Something that says it is Python `version`, and is too old."""
+    path = folder / f"python-{version}"
+    path.write_text(
+        f'#!/bin/sh\ncase "$2" in *sys.exit*) exit 1;; *print*) echo {version};; esac\n'
+    )
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_an_old_python_is_refused_in_one_line(run, sources, tmp_path):
+    old = interpreter(tmp_path, "3.8.2")
+    done = setup(run, sources, tmp_path / "v", PYTHON=str(old))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"setup: error: {old} is 3.8.2; expected Python 3.11 or newer.")
+
+
+def test_no_python_is_refused_in_one_line(run, sources, tmp_path):
+    done = setup(run, sources, tmp_path / "v", PYTHON="no-such-python")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "no no-such-python here; expected Python 3.11" in line
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(run, sources, tmp_path):
+    kept = tmp_path / "v" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    done = setup(run, sources, kept.parent, PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert "no virtual environment" in done.stderr
+    assert kept.exists()
+
+
+def test_another_python_than_the_environments_is_refused(run, sources, environment, tmp_path):
+    other = interpreter(tmp_path, "3.99.0")
+    done = setup(run, sources, environment.parents[1], PYTHON=str(other))
+    assert done.returncode == 1
+    assert "3.99.0" in done.stderr
+
+
+def test_without_a_network_what_is_missing_is_named_with_the_log(run, sources, environment):
+    project = sources / "pyproject.toml"
+    project.write_text(project.read_text().replace('"tyro>=1.0"', '"tyro>=1.0", "kdgen-nowhere"'))
+    done = setup(run, sources, environment.parents[1])
+    assert done.returncode == 1
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("setup: error: could not install kdgen-nowhere: ")
+    assert line.endswith("Log: build/setup.log")
+    assert "kdgen-nowhere" in (sources / "build" / "setup.log").read_text()
+
+
+def test_what_can_be_done_without_is_done_without(run, sources, environment):
+    project = sources / "pyproject.toml"
+    project.write_text(project.read_text().replace('"triton>=3.6"', '"kdgen-nowhere"'))
+    done = setup(run, sources, environment.parents[1], "triton")
+    assert done.returncode == 0, done.stderr
+    assert "going on: could not install kdgen-nowhere" in done.stderr
+    assert setup(run, sources, environment.parents[1], "triton", KDGEN_STRICT="1").returncode == 1
+
+
+def test_it_keeps_the_torch_it_finds_and_the_second_call_is_silent(run, sources, tmp_path):
+    """The whole of it, from an interpreter that lives in an environment and has torch."""
+    venv = tmp_path / "v"
+    first = setup(run, sources, venv, PYTHON=sys.executable)
+    assert first.returncode == 0, first.stderr
+    assert "keeping its torch" in first.stderr
+    assert "installing torch" not in first.stderr
+    assert first.stderr.splitlines()[-1].startswith("setup: ready in ")
+    second = setup(run, sources, venv)
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    os.utime(sources / "csrc" / "to_uint8.cpp")
+    assert "building" in setup(run, sources, venv).stderr
+    assert setup(run, sources, venv).stderr == ""
+
+
+@pytest.mark.slow
+def test_the_compiled_part_arrives_and_when_its_source_breaks_nobody_can_miss_it(
+    run, sources, environment
+):
+    """A plain installation first, with no CUDA toolkit; then `tools/setup` in the same place."""
+    pip = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", sources)
+    assert run(environment, *pip, CUDACXX="false").returncode == 0
+    done = run(environment, "-c", "from kdgen import build; print(build.line())")
+    assert "compiled part using" in done.stdout, done.stderr
+
+    venv = environment.parents[1]
+    good = setup(run, sources, venv, KDGEN_PURE="")
+    assert good.returncode == 0, good.stderr
+    assert "compiled part using" in good.stderr
+
+    source = sources / "csrc" / "to_uint8.cpp"
+    source.write_text(source.read_text() + "\nint x = ;\n")
+    for _ in range(2):
+        bad = setup(run, sources, venv, KDGEN_PURE="")
+        assert bad.returncode == 1
+        assert "to_uint8.cpp" in bad.stderr.splitlines()[-1]
+        assert "error:" in bad.stderr.splitlines()[-1]

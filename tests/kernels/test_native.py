@@ -1,0 +1,168 @@
+"""The compiled part: stays inside its tensors, on every instruction set, and says no politely."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdgen import kernels
+from kdgen.kernels import native
+
+pytestmark = pytest.mark.skipif(bool(native.why), reason=native.why or "loaded")
+ISAS = native.module.supported_isas() if native.module else []
+BAND = 64  # guard elements on either side
+PATTERN = 0x5A
+
+
+class Guards:
+    """Allocates tensors with guard bands around them, and looks whether a band was touched."""
+
+    def __init__(self):
+        self.buffers = []
+        self.plain = torch.empty
+
+    def around(self, shape, dtype, strides=None):
+        count = max(1, int(torch.Size(shape).numel()))
+        size = dtype.itemsize
+        raw = self.plain((count + 2 * BAND) * size, dtype=torch.uint8).fill_(PATTERN)
+        self.buffers.append((raw, size))
+        inside = raw[BAND * size : (BAND + count) * size].view(dtype)
+        if strides is None:
+            return inside[: torch.Size(shape).numel()].view(shape)
+        return inside.as_strided(shape, strides)
+
+    def like(self, x):
+        return self.around(x.shape, x.dtype, x.stride())
+
+    def intact(self):
+        for raw, size in self.buffers:
+            band = BAND * size
+            yield bool((raw[:band] == PATTERN).all() and (raw[-band:] == PATTERN).all())
+
+
+def with_bands_of_nan(x):
+    """The same values and strides in the middle of not-a-number."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        return x
+    room = torch.full((x.numel() + 2 * BAND,), float("nan"), dtype=x.dtype)
+    return room.as_strided(x.shape, x.stride(), BAND).copy_(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", kernels.OPS, ids=lambda op: op.name)
+def test_nothing_outside_the_tensors_is_read_or_written(op, dtype, monkeypatch):
+    for example in op.examples(dtype, torch.device("cpu")):
+        with kernels.use("native"):
+            want = op(*example.args)
+        guards = Guards()
+
+        def empty(shape, dtype=torch.float32, guards=guards, **_):
+            return guards.around(tuple(shape), dtype)
+
+        with monkeypatch.context() as patch, kernels.use("native"):
+            patch.setattr(torch, "empty", empty)
+            patch.setattr(native.layout, "empty", lambda x, _, guards=guards: guards.like(x))
+            got = op(*map(with_bands_of_nan, example.args))
+        assert guards.buffers
+        assert all(guards.intact()), example.name
+        assert torch.equal(got, want), example.name
+
+
+@pytest.mark.parametrize("example", range(7))
+def test_the_group_norm_gradient_stays_inside_too(example, monkeypatch):
+    args = kernels.group_norm_silu.examples(torch.float32, torch.device("cpu"))[example].args
+    x, weight, bias, groups, *_, scale, shift, add, act = map(with_bands_of_nan, args)
+    _, statistics = native.group_norm_silu(*args)
+    dy = torch.randn_like(x)
+    rest = (statistics, groups, scale, shift, add, act)
+    want = native.group_norm_silu_backward(dy, x, weight, bias, *rest)
+    guards = Guards()
+    monkeypatch.setattr(torch, "empty_like", guards.like)
+    monkeypatch.setattr(native.layout, "empty", lambda x, _: guards.like(x))
+    got = native.group_norm_silu_backward(with_bands_of_nan(dy), x, weight, bias, *rest)
+    monkeypatch.undo()
+    assert len(guards.buffers) >= 3
+    assert all(guards.intact())
+    for g, w in zip(got, want, strict=True):
+        assert (g is None) == (w is None)
+        assert g is None or torch.equal(g, w)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_is_as_accurate_as_the_reference(isa):
+    """The suite over all ops again, in a process where KDGEN_ISA forces the set."""
+    if isa not in ISAS:
+        pytest.skip(f"this processor runs {', '.join(ISAS)}")
+    if isa == ISAS[0]:
+        assert native.module.isa() == isa or "KDGEN_ISA" in os.environ
+        return  # the suite itself has run it
+    here = Path(__file__).parent
+    files = [str(here / f"test_{n}.py") for n in ("every_op", "group_norm_silu", "philox")]
+    chosen = "native and (accurate or many_shapes or two_ulp or bit_equal or offset)"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files, "-k", chosen],
+        env={**os.environ, "KDGEN_ISA": isa, "OMP_NUM_THREADS": "1"},
+        cwd=here.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_the_environment_forces_a_lower_instruction_set():
+    code = "from kdgen.kernels import native; print(native.module.isa())"
+    done = python(code, KDGEN_ISA="baseline")
+    assert done.stdout.strip() == "baseline", done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(ValueError, match=r"KDGEN_ISA: .* 'sse9'; expected one of .*baseline"):
+        native.module.select_isa("sse9")
+
+
+def test_a_wrong_number_is_refused_by_the_binding():
+    call = native.module.group_norm_silu_forward
+    good = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), torch.ones(4).data_ptr())
+    rest = (0, 0, 0)
+
+    def forward(groups=1, dtype=0, threads=1, x=good["x"], n=1):
+        a = good
+        call(x, a["weight"], a["bias"], *rest, a["y"], a["mean"], a["rstd"],
+             n, 2, 1, groups, 1e-6, True, False, False, dtype, threads)  # fmt: skip
+
+    with pytest.raises(ValueError, match="groups is 3; expected groups to divide"):
+        forward(groups=3)
+    with pytest.raises(ValueError, match="dtype is 9; expected 0"):
+        forward(dtype=9)
+    with pytest.raises(ValueError, match="threads is 0; expected at least 1"):
+        forward(threads=0)
+    with pytest.raises(ValueError, match="an address is 0"):
+        forward(x=0)
+    with pytest.raises(ValueError, match="a size is negative"):
+        forward(n=-1)
+
+
+def test_one_openmp_runtime_is_loaded():
+    """Two would fight over the cores; torch brings one, and ours must be that one."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or not native.module.openmp:
+        pytest.skip("no /proc/self/maps, or built without OpenMP")
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
+    assert len(loaded) == 1
