@@ -67,50 +67,29 @@ struct Spread {
 
 // ---- forward ------------------------------------------------------------------------------------
 
-template <class T, class K>
-double sum(const T* x, std::int64_t n, float origin, K k) {
-  double total = 0;
-  for (std::int64_t at = 0; at < n; at += kRun) {
-    const std::int64_t end = smaller(n, at + kRun);
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (std::int64_t i = at; i < end; ++i) s += (load(x[i]) + k.add(i)) - origin;
-    total += s;
-  }
-  return total;
-}
+// Σ d and Σ d² of d = (x + add) - origin.
+struct Powers {
+  double first, second;
+};
 
 template <class T, class K>
-double squares(const T* x, std::int64_t n, float origin, K k) {
-  double total = 0;
-  for (std::int64_t at = 0; at < n; at += kRun) {
-    const std::int64_t end = smaller(n, at + kRun);
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (std::int64_t i = at; i < end; ++i) {
-      const float d = (load(x[i]) + k.add(i)) - origin;
-      s += d * d;
-    }
-    total += s;
+Powers powers(const T* x, std::int64_t n, float origin, K k) {
+  double s1 = 0, s2 = 0;
+#pragma omp simd reduction(+ : s1, s2)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double d = static_cast<double>((load(x[i]) + k.add(i)) - origin);
+    s1 += d;
+    s2 += d * d;
   }
-  return total;
+  return {s1, s2};
 }
 
-// Two passes, the first about a value of the group itself: no cancellation whatever the offset.
-// `over(f)` adds up f(x, n, constants) over the rows of the group.
-template <class Over>
-Moments measure(std::int64_t count, float eps, float origin, const Over& over) {
-  const double share = 1.0 / static_cast<double>(count);
-  const double mean = origin + share * over([&](auto x, std::int64_t n, const auto& k) {
-                                 return sum(x, n, origin, k);
-                               });
-  const float rounded = static_cast<float>(mean);
-  const double rest = mean - rounded;
-  const double about = share * over([&](auto x, std::int64_t n, const auto& k) {
-                         return squares(x, n, rounded, k);
-                       });
-  const double variance = about - rest * rest;
-  return moments(mean, variance < 0 ? 0 : variance, eps);
+// One pass, in double, about a value of the group itself: an offset costs nothing, and even an
+// outlier for an origin leaves more digits than a float has.
+inline Moments measured(const Powers& v, std::int64_t count, float origin, float eps) {
+  const double share = 1.0 / static_cast<double>(count), gap = v.first * share;
+  const double variance = v.second * share - gap * gap;
+  return moments(origin + gap, variance < 0 ? 0 : variance, eps);
 }
 
 template <class T, class K>
@@ -143,16 +122,16 @@ void forward_contiguous(const GroupNormForward& p, const ForwardScratch& s) {
     if (flat) {
       float own[3 * kRun];
       const Each k = constants(image, task % p.groups, own);
-      m = measure(count, p.eps, origin, [&](const auto& f) { return f(x, count, k); });
+      m = measured(powers(x, count, origin, k), count, origin, p.eps);
       apply_row<Act>(x, y, count, m, k);
     } else {
-      m = measure(count, p.eps, origin, [&](const auto& f) {
-        double total = 0;
-        for (std::int64_t d = 0; d < width; ++d) {
-          total += f(x + d * p.size, p.size, Same{gain_of(p, image, first + d)});
-        }
-        return total;
-      });
+      Powers all = {0, 0};
+      for (std::int64_t d = 0; d < width; ++d) {
+        const Same k = {gain_of(p, image, first + d)};
+        const Powers row = powers(x + d * p.size, p.size, origin, k);
+        all = {all.first + row.first, all.second + row.second};
+      }
+      m = measured(all, count, origin, p.eps);
       for (std::int64_t d = 0; d < width; ++d) {
         apply_row<Act>(x + d * p.size, y + d * p.size, p.size, m,
                        Same{gain_of(p, image, first + d)});

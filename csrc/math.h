@@ -95,28 +95,28 @@ KDGEN_INLINE void store(Half* to, float v) {
 
 // ---- elementary functions -----------------------------------------------------------------------
 
-// e^x within 2 units in the last place for -87 <= x <= 88; flat below, infinity above, NaN kept.
-// Written in plain arithmetic (no floor, no float-to-int) so that it vectorises on every target.
-KDGEN_INLINE float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 89.0f ? 89.0f : x;
+// e^-x within 2 units in the last place for -88 <= x <= 87; flat above, infinity below, NaN kept.
+// Plain arithmetic (no floor, no float-to-int), so that it vectorises on every target.
+KDGEN_INLINE float exponential_of_minus(float x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in low bits
-  const float shifted = fused(x, 1.44269504f, magic);
+  x = 87.0f < x ? 87.0f : x;
+  float shifted = fused(x, -1.44269504f, magic);
+  shifted = magic + 128.0f < shifted ? magic + 128.0f : shifted;
   const float n = shifted - magic;
-  float r = fused(n, -0.693359375f, x);  // ln 2 in two parts; n times the first part is exact
+  float r = fused(n, -0.693359375f, -x);  // ln 2 in two parts; n times the first part is exact
   r = fused(n, 2.12194440e-4f, r);
   float p = 1.392617612e-3f;  // Chebyshev fit of (e^r - 1 - r) / r^2 on |r| <= ln(2)/2
   p = fused(p, r, 8.363173075e-3f);
   p = fused(p, r, 4.166655466e-2f);
   p = fused(p, r, 1.666657703e-1f);
   p = fused(p, r, 5.0e-1f);
-  p = fused(p * r, r, r) + 1.0f;
+  p = fused(fused(p, r, 1.0f), r, 1.0f);
   return p * float_of((bits_of(shifted) - bits_of(magic) + 127u) << 23);
 }
 
-KDGEN_INLINE float sigmoid(float z) { return 1.0f / (1.0f + exponential(-z)); }
+KDGEN_INLINE float sigmoid(float z) { return 1.0f / (1.0f + exponential_of_minus(z)); }
 
-KDGEN_INLINE float silu(float z) { return z / (1.0f + exponential(-z)); }
+KDGEN_INLINE float silu(float z) { return z / (1.0f + exponential_of_minus(z)); }
 
 KDGEN_INLINE float silu_slope(float z) {
   const float s = sigmoid(z);

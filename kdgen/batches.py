@@ -16,7 +16,6 @@ from kdgen.errors import DataError
 from kdgen.methods.base import Batch, Method
 from kdgen.noise import Stream
 
-DRAWS = ("z", "eps", "u")
 _UNIFORMS = 4
 
 
@@ -52,7 +51,7 @@ class Batches:
         first = k * self.size
         index = noise.addresses(first, self.size, self.device)
         z, x0, label = self._take(first, index)
-        drawn = getattr(self.method, "draws", DRAWS)
+        drawn = self.method.draws
         if z is None:
             z = self._normal(Stream.TRAIN_Z, index, "z" in drawn)
         return Batch(

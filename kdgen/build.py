@@ -60,7 +60,7 @@ def _absent() -> tuple[str, str]:
     """Why there is no module to import, and the remedy."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     if elsewhere := _installed_elsewhere(suffix):
-        fix = "run from another folder, or pip install -e ."
+        fix = f"leave this folder, or: pip install -e {PACKAGE.parent}"
         return f"{PACKAGE} is not the installed kdgen, which is {elsewhere}", fix
     if files := [p.name for p in PACKAGE.glob("_native*.so")]:
         return f"{files[0]} is for another Python than this ({suffix})", AGAIN

@@ -211,11 +211,15 @@ class Predicts(Protocol):
 
 
 def times(t: Tensor | float, x_t: Tensor) -> Tensor:
-    """(B,) times beside x_t, from one float or a tensor: float32, or float64 beside float64."""
+    """Times beside x_t, (B,) or, for one time, (1,): float32, or float64 beside float64.
+
+    One time stays one number: vector libraries round the sine of 32 numbers unlike that of 8, and
+    an image's bits shall not depend on its batch.
+    """
     wide = torch.promote_types(x_t.dtype, torch.float32)
     if isinstance(t, Tensor):
-        return t.to(wide).expand(len(x_t))
-    return torch.full((len(x_t),), t, dtype=wide, device=x_t.device)
+        return t.to(wide).reshape(-1)
+    return torch.full((1,), t, dtype=wide, device=x_t.device)
 
 
 class Denoiser(nn.Module):
@@ -259,7 +263,7 @@ class Denoiser(nn.Module):
         """x_t (B, C, H, W), t (B,) or one float in (0, 1], label (B,) int64 with -1 (or None) for
         "no class"."""
         t = times(t, x_t)
-        time = TIMES[self.time](self.schedule, t)
+        time = TIMES[self.time](self.schedule, t).expand(len(x_t))
         q = Levels(self.schedule, t, x_t)
         raw = self.net(self._scaled(x_t, q), time, label)
         self._check_heads(x_t, raw)
@@ -324,13 +328,12 @@ class Guided:
         if label is None:
             raise ValueError("Guided: label is None; expected one class per image. Pass labels.")
         t = times(t, x_t)
-        both = self.denoiser(
-            torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([label, torch.full_like(label, -1)])
-        )
+        twice = t if len(t) == 1 else torch.cat([t, t])
+        labels = torch.cat([label, torch.full_like(label, -1)])
+        both = self.denoiser(torch.cat([x_t, x_t]), twice, labels)
         with_label, without = both.x0.chunk(2)
-        return Prediction(
-            x_t, torch.lerp(without, with_label, self.scale), Levels(self.schedule, t, x_t)
-        )
+        x0 = torch.lerp(without, with_label, self.scale)
+        return Prediction(x_t, x0, Levels(self.schedule, t, x_t))
 
 
 def _check_end(schedule: NoiseSchedule, parameterisation: str, time: str) -> None:

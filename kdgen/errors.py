@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class KdgenError(Exception):
-    """A refusal with a message for people: `<where>: <what is wrong>; expected <what>. <What to do.>`"""
+    """A refusal, for people: `<where>: <what is wrong>; expected <what>. <What to do.>`"""
 
     exit_code = 1
 

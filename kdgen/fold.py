@@ -27,7 +27,7 @@ class FixedTimes(nn.Module):
         self.classes = classes
 
     def forward(self, time: Tensor, label: Tensor | None) -> Tensor:
-        place = torch.bucketize(time.double(), self.middles.view(torch.float64))
+        place = torch.bucketize(time.double().contiguous(), self.middles.view(torch.float64))
         if not self.classes:
             return place
         row = self.classes if label is None else torch.where(label < 0, self.classes, label)

@@ -69,7 +69,7 @@ class Learner:
         total = torch.zeros((), device=self.device)
         for part in parts:
             share = self._checked(loss(part), part).sum() / size
-            share.backward()  # type: ignore[no-untyped-call]
+            share.backward()
             total = total + share.detach()
         grads = [p.grad for p in self.params.values() if p.grad is not None]
         if not grads:

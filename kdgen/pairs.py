@@ -103,6 +103,7 @@ def generate(
     root = Path(path)
     lock = _take(root)
     try:
+        durable.clean(root)
         _agree(root, wanted)
         for k in range(wanted.shards):
             if not _intact(root, k, wanted):
@@ -134,7 +135,7 @@ def _make(root: Path, k: int, teacher: Denoiser, wanted: Plan, batch: int) -> It
         parts.append(_stored(teach(teacher, wanted, part), wanted.dtype))
     images = torch.cat(parts)
     try:
-        durable.clean(root, _shard(k))
+        durable.remove(root / _shard(k))  # it did not verify
         checkpoint.write(root / _shard(k), {FILE: {"x0": images}}, _facts(k, wanted))
     except OSError as error:
         size = images.numel() * images.element_size()

@@ -244,7 +244,8 @@ def test_times_that_a_network_sees_rise(name: str):
 def test_times_are_wide_and_beside_the_images():
     narrow = torch.zeros(3, 1, 2, 2, dtype=torch.bfloat16)
     assert times(0.3, narrow).dtype == torch.float32
-    assert times(torch.tensor(0.3), narrow).shape == (3,)
+    assert times(0.3, narrow).shape == times(torch.tensor(0.3), narrow).shape == (1,)
+    assert times(torch.rand(3), narrow).shape == (3,)
     assert times(0.3, narrow.double()).dtype == torch.float64
 
 

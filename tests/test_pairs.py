@@ -222,7 +222,7 @@ def test_the_teacher_is_left_in_its_mode(tmp_path: Path, teacher: Denoiser, want
 def test_what_is_not_a_store_is_refused(tmp_path: Path, content: str | None):
     if content is not None:
         (tmp_path / pairs.PLAN).write_text(content)
-    with pytest.raises(DataError, match="expected a (plan|store of pairs)"):
+    with pytest.raises(DataError, match=r"expected a (plan|store of pairs)"):
         PairStore(tmp_path)
 
 

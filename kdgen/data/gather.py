@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from kdgen.data.decode import Decoded, Pixels, Unreadable, decode
 from kdgen.data.offenders import listing, quoted

@@ -10,6 +10,7 @@ FOREIGN = {".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", "
 
 
 def is_image(name: str) -> bool:
+    """Whether a file name looks like an image, readable here or not; hidden files do not."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return not hidden and path.suffix.lower() in READ | FOREIGN

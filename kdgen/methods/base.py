@@ -1,5 +1,4 @@
-"""What a distillation method is: hyper-parameters and a loss; no network, no randomness, no
-host."""
+"""What a method is: hyper-parameters and a loss; no network, no randomness, no host."""
 
 from __future__ import annotations
 
@@ -53,7 +52,8 @@ class Method:
 
     `roles` are the denoisers it needs, `trains` the role each phase updates (the loop freezes the
     others), `data` what a batch's x0 is: "images", "pairs" of the teacher (z, x0), or "noise": x0
-    is empty and the method learns from z alone.
+    is empty and the method learns from z alone, `draws` which of z, eps and u it uses: the loop
+    leaves the others empty.
     """
 
     name: ClassVar[str]
@@ -61,6 +61,7 @@ class Method:
     phases: ClassVar[tuple[str, ...]] = ("main",)
     trains: ClassVar[Mapping[str, str]] = {"main": "student"}
     data: ClassVar[str] = "images"
+    draws: ClassVar[tuple[str, ...]] = ("z", "eps", "u")
 
     def loss(self, phase: str, nets: Nets, batch: Batch) -> Tensor:
         """(B,) one value per image, unreduced."""

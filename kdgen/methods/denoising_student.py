@@ -32,6 +32,7 @@ class DenoisingStudent(Method):
 
     name: ClassVar[str] = "denoising_student"
     trains: ClassVar[Mapping[str, str]] = {"main": "student"}
+    draws: ClassVar[tuple[str, ...]] = ("z",)
 
     error: Literal["l1", "l2", "huber"] = "l1"
     form: Literal["residual", "x0"] = "residual"

@@ -28,6 +28,7 @@ class Diffusion(Method):
     name: ClassVar[str] = "diffusion"
     roles: ClassVar[tuple[str, ...]] = ("student",)
     trains: ClassVar[Mapping[str, str]] = {"main": "student"}
+    draws: ClassVar[tuple[str, ...]] = ("eps", "u")
 
     error: Literal["eps", "x0", "v"] = "eps"
     discrete: int | None = None

@@ -14,6 +14,7 @@ Distance = Callable[[Tensor, Tensor], float]
 
 
 def fd_features(at: Comparison) -> list[Measure]:
+    """Fréchet distance on the classifier's features."""
     caveat = (
         "Sees what the classifier needs to tell classes apart, and is blind to the rest. Compares "
         "only with the same classifier and n. A copy of the training set scores 0. Not FID."
@@ -22,11 +23,13 @@ def fd_features(at: Comparison) -> list[Measure]:
 
 
 def fd_pixels(at: Comparison) -> list[Measure]:
+    """Fréchet distance on the first principal components of the pixels."""
     caveat = "Coarse layout and colour; blur can score better. Compares at equal n only. Not FID."
     return [_fd(at, at.components, caveat)]
 
 
 def mmd(at: Comparison) -> list[Measure]:
+    """Unbiased polynomial MMD on the classifier's features, with a bootstrap interval."""
     space = at.features
     found = kernel.mmd(space.fake, space.real[at.sets.match], seed=at.seed)
     measure = _measure(
@@ -43,6 +46,7 @@ def mmd(at: Comparison) -> list[Measure]:
 
 
 def sliced_wasserstein(at: Comparison) -> list[Measure]:
+    """Sliced Wasserstein distance on pixels."""
     matched = at.real[at.sets.match]
     _, spread = spectra.sliced_wasserstein(at.fake, matched, seed=at.seed)
     measure = _measure(
@@ -58,12 +62,14 @@ def sliced_wasserstein(at: Comparison) -> list[Measure]:
 
 
 def power_spectrum(at: Comparison) -> list[Measure]:
+    """Root mean square difference of radial power spectra, in decibel."""
     caveat = "Decibel per radius: an alarm for blur and high-frequency noise, no ranking."
     name = f"power spectrum[pixels, n={at.n}]"
     return [_measure(at, name, spectra.spectrum_distance, (at.fake, at.real), caveat)]
 
 
 def histogram(at: Comparison) -> list[Measure]:
+    """Wasserstein distance of grey-level histograms."""
     caveat = "Grey levels: an alarm for brightness, contrast, saturation; blind to structure."
     name = f"histogram[pixels, n={at.n}]"
     return [_measure(at, name, spectra.histogram_distance, (at.fake, at.real), caveat)]

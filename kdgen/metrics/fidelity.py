@@ -49,6 +49,7 @@ def precision_recall(at: Comparison) -> list[Measure]:
 
 
 def label_agreement(at: Comparison) -> list[Measure]:
+    """Share of samples that the classifier takes for the class asked for."""
     c, labels = at.classifier, at.labels
     if c is None or labels is None:
         raise MetricError("evaluate: label agreement needs labels and a classifier. Pass both.")
@@ -70,6 +71,7 @@ def label_agreement(at: Comparison) -> list[Measure]:
 
 
 def nearest_training_image(at: Comparison) -> list[Measure]:
+    """How near samples come to training images, relative to real images."""
     space = at.components
     fake = space.fake[_thin(torch.arange(at.n), ROWS)]
     usual = _leave_one_out(space.real, _thin(at.sets.match, ROWS))

@@ -82,7 +82,7 @@ def _train(
         # A little noise keeps the features of real and generated images on the same footing.
         x = x + 0.1 * torch.randn(x.shape, generator=generator)
         optimizer.zero_grad()
-        F.cross_entropy(net(x), labels[index], label_smoothing=0.05).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(net(x), labels[index], label_smoothing=0.05).backward()
         optimizer.step()
         schedule.step()
     net.eval().requires_grad_(False)

@@ -33,6 +33,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def check_same_n(where: str, x: Tensor, y: Tensor) -> None:
+    """MetricError unless both sets have equally many images."""
     if len(x) != len(y):
         raise MetricError(
             f"{where}: {len(x)} against {len(y)} images; expected the same n on both sides, "
@@ -41,6 +42,7 @@ def check_same_n(where: str, x: Tensor, y: Tensor) -> None:
 
 
 def check_same_shape(where: str, x: Tensor, y: Tensor) -> None:
+    """MetricError unless the images of both sets have one shape."""
     if x.shape[1:] != y.shape[1:]:
         raise MetricError(
             f"{where}: images of shape {tuple(x.shape[1:])} against {tuple(y.shape[1:])}; "

@@ -57,7 +57,7 @@ def install_torch() -> None:
     except Failed:  # the configured indexes have no such wheel: PyPI does not
         pip(
             ["install", "--extra-index-url", CPU_WHEELS, wanted],
-            f"could not install {wanted}; for Python {sys.version.split()[0]} it may not exist",
+            f"could not install {wanted} for Python {sys.version.split()[0]}",
         )
 
 

@@ -57,7 +57,7 @@ def run(command: Sequence[str], what: str, cwd: Path | None = None) -> str:
 def _reason(output: str) -> str:
     """The one line of a failed step's output that says most."""
     if NO_NETWORK.search(output):
-        return "there is no network, and they are not here"
+        return "there is no network, and pip has none here"
     errors = [
         line for line in output.splitlines() if re.match(r"\s*(ERROR|error|\w+Error)\b", line)
     ]
