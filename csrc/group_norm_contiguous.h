@@ -2,6 +2,7 @@
 #pragma once
 
 #include "group_norm_parts.h"
+#include "lanes.h"
 
 KDGEN_BEGIN
 
@@ -182,15 +183,18 @@ void slope_flat(const T* __restrict x, const T* __restrict dy, float* __restrict
 }
 
 inline Sums sums_of(const float* dz, const float* xhat, std::int64_t n, bool all) {
-  float s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s1, s2)
-  for (std::int64_t i = 0; i < n; ++i) {
-    s1 += dz[i];
-    s2 += dz[i] * xhat[i];
+  if (n < kLanes) {
+    float s1 = 0, s2 = 0, s3 = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      s1 += dz[i];
+      s2 += dz[i] * xhat[i];
+      s3 += xhat[i];
+    }
+    return {s1, s2, s3};
   }
-#pragma omp simd reduction(+ : s3)
-  for (std::int64_t i = 0; i < (all ? n : 0); ++i) s3 += xhat[i];
-  return {s1, s2, s3};
+  return {sum_of(n, [&](std::int64_t i) { return dz[i]; }),
+          sum_of(n, [&](std::int64_t i) { return dz[i] * xhat[i]; }),
+          all ? sum_of(n, [&](std::int64_t i) { return xhat[i]; }) : 0.0f};
 }
 
 template <class T>

@@ -50,18 +50,19 @@ def forward_reference(
 ) -> Pair:
     """The output, and statistics (2, N, groups): mean and reciprocal standard deviation."""
     h = _widen(x, add)
-    grouped = h.unflatten(1, (groups, x.shape[1] // groups))  # (N, groups, C / groups, …)
+    size = x.shape[1] // groups
+    grouped = h.unflatten(1, (groups, size))  # (N, groups, C / groups, …)
     inside = tuple(range(2, grouped.ndim))
     mean = grouped.mean(inside, keepdim=True)
     centred = grouped - mean
     rstd = (centred.square().mean(inside, keepdim=True) + eps).rsqrt()
-    w, b, scale, shift = (
-        None if v is None else layout.broadcast(v, x).to(h.dtype)
-        for v in (weight, bias, scale, shift)
-    )
-    y = (centred * rstd).flatten(1, 2) * w + b
-    y = y if scale is None else y * (1 + scale)
-    y = y if shift is None else y + shift
+
+    def beside(v: Tensor) -> Tensor:
+        return layout.broadcast(v, x).to(h.dtype)
+
+    y = (centred * rstd).flatten(1, 2) * beside(weight) + beside(bias)
+    y = y if scale is None else y * (1 + beside(scale))
+    y = y if shift is None else y + beside(shift)
     y = F.silu(y) if act else y
     y = y.to(x.dtype).contiguous(memory_format=layout.of(x))
     return y, torch.stack((mean.flatten(1), rstd.flatten(1)))
@@ -318,7 +319,7 @@ def _call(
     if backend.name == "reference":
         return reference(*args)
     if library.needs_grad(*tensors):
-        y = _Fused.apply(backend, *args)
+        y = _Fused.apply(backend, *args)  # type: ignore[no-untyped-call]
         return y
     y = backend.run(*args)[0]
     return y

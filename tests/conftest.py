@@ -61,8 +61,11 @@ def lively() -> Callable[[Module], Module]:
         r = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in net.parameters():
-                fan = max(1, p[0].numel()) if p.dim() > 1 else 100
-                p.add_(torch.randn(p.shape, generator=r, dtype=p.dtype) * fan**-0.5)
+                drawn = torch.randn(p.shape, generator=r, dtype=p.dtype)
+                if p.dim() > 1:
+                    p.copy_(drawn * max(1, p[0].numel()) ** -0.5)
+                else:  # a bias, or the gain of a norm, scattered around its beginning
+                    p.add_(drawn, alpha=0.1)
         return net
 
     return enliven

@@ -90,6 +90,7 @@ def test_a_constant_image_gives_the_bias(backend, form, value, need):
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, in the interpreter
 @per_layout
 @per_backend
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
