@@ -146,8 +146,7 @@ class Generator:
 class FastGenerator(Generator):
     """The same images within one grey level, faster.
 
-    The time embedding becomes tables (`fold.tabulate`), the network runs channels-last on the fused
-    kernels, and the last DDIM step writes uint8 directly.
+    The time embedding becomes tables (`fold.tabulate`) and the last DDIM step writes uint8.
     """
 
     def _prepare(self, denoiser: Denoiser) -> Denoiser:
@@ -155,9 +154,7 @@ class FastGenerator(Generator):
         if how.sampler != "heun":  # Heun's second evaluation and churn leave the grid
             times = sorted({t for t, _ in samplers.moves(denoiser.schedule, how.steps, how.grid)})
             denoiser = fold.tabulate(denoiser, times)
-        fast = super()._prepare(denoiser)
-        fast.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return fast
+        return super()._prepare(denoiser)
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
         how = self.how

@@ -70,10 +70,8 @@ def run(args: Args) -> None:
     make = generator(
         model, fast=args.fast, seed=args.seed, batch=args.batch, dtype=dtype, steps=args.steps
     )
-    labels = make.labels(
-        args.n, label=args.label
-    )  # refuses a bad --label before anything is written
-    target = writer(args.out)
+    labels = make.labels(args.n, label=args.label)  # refuses a bad one before anything is written
+    target = writer(args.out, model.classes)
     warm_up(make, args.n, labels)
     try:
         seconds = _write(make, args.n, labels, target)

@@ -41,7 +41,7 @@ class Writer(Protocol):
 class GridWriter:
     """One PNG with the first images in a square."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: int = 0) -> None:
         self.path, self.parts, self.count = path, list[Tensor](), 0
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
@@ -61,7 +61,7 @@ class ArrayWriter:
     """`.npz` with `arr_0` uint8 (N, H, W, C), the layout of OpenAI's evaluator, and `labels` int64
     (N,)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: int = 0) -> None:
         self.path, self.draft = path, _draft(path)
         self.images, self.labels = list[Tensor](), list[Tensor]()
 
@@ -89,11 +89,11 @@ class FolderWriter:
     """`000000.png`, `000001.png`, … in a new folder, and `dataset.json` with their classes, which
     `kdgen.data` reads back."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: int = 0) -> None:
         self.path, self.draft = path, _draft(path)
         shutil.rmtree(self.draft, ignore_errors=True)
         self.draft.mkdir(parents=True)
-        self.count, self.labels = 0, list[tuple[str, int]]()
+        self.count, self.labels, self.classes = 0, list[tuple[str, int]](), classes
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
         classes = [None] * len(images) if labels is None else labels.tolist()
@@ -107,7 +107,8 @@ class FolderWriter:
     def close(self) -> str:
         with _aborting(self):
             if self.labels:
-                (self.draft / "dataset.json").write_text(json.dumps({"labels": self.labels}))
+                listing = _listing(self.labels, self.classes)
+                (self.draft / "dataset.json").write_text(listing)
             os.replace(self.draft, self.path)  # an empty folder may be there; `writer` saw to it
         return f"{self.path}{os.sep} ({self.count:,} files)"
 
@@ -119,10 +120,10 @@ class ZipWriter:
     """EDM's layout: uncompressed `NNNNN/imgNNNNNNNN.png` and `dataset.json`; `kdgen.data` reads it
     back."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: int = 0) -> None:
         self.path, self.draft = path, _draft(path)
         self.archive = zipfile.ZipFile(self.draft, "w", zipfile.ZIP_STORED)
-        self.count, self.labels = 0, list[tuple[str, int]]()
+        self.count, self.labels, self.classes = 0, list[tuple[str, int]](), classes
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
         classes = [None] * len(images) if labels is None else labels.tolist()
@@ -136,8 +137,8 @@ class ZipWriter:
 
     def close(self) -> str:
         with _aborting(self):
-            labels = json.dumps({"labels": self.labels or None})
-            self.archive.writestr(_entry("dataset.json"), labels)
+            listing = _listing(self.labels, self.classes)
+            self.archive.writestr(_entry("dataset.json"), listing)
             self.archive.close()
             os.replace(self.draft, self.path)
         return str(self.path)
@@ -149,7 +150,7 @@ class ZipWriter:
             self.draft.unlink(missing_ok=True)
 
 
-KINDS: dict[str, Callable[[Path], Writer]] = {
+KINDS: dict[str, Callable[[Path, int], Writer]] = {
     ".png": GridWriter,
     ".npz": ArrayWriter,
     ".zip": ZipWriter,
@@ -157,9 +158,9 @@ KINDS: dict[str, Callable[[Path], Writer]] = {
 }
 
 
-def writer(out: str | Path) -> Writer:
-    """The writer for a name: `.png`, `.npz`, `.zip`, or a folder (no ending). UsageError when it
-    cannot be made."""
+def writer(out: str | Path, classes: int = 0) -> Writer:
+    """The writer for a name: `.png`, `.npz`, `.zip`, or a folder (no ending); `classes` is how many
+    the labels may name. UsageError when it cannot be made."""
     path = Path(out)
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
@@ -172,7 +173,7 @@ def writer(out: str | Path) -> Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return kind(path)
+        return kind(path, classes)
     except OSError as error:
         raise UsageError(
             f"sample: --out {path}: {error.strerror}; expected a place that can be written. Choose "
@@ -208,6 +209,12 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ValueError("writer: no images were added; expected at least one. Add some first.")
     return torch.cat(parts)
+
+
+def _listing(labels: list[tuple[str, int]], classes: int) -> str:
+    """The text of `dataset.json`; naming all classes lets a set hold only some of them."""
+    names = {"classes": [str(k) for k in range(classes)]} if labels and classes else {}
+    return json.dumps({"labels": labels or None, **names})
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

@@ -39,9 +39,12 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def requested(name: str) -> str:
     """`dispatch.requested`, decided once when a program is compiled."""
     from .dispatch import requested as ask
 
     return ask(name)
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import the compiler, a second.
+requested._dynamo_marked_constant = True  # type: ignore[attr-defined]

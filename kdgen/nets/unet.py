@@ -209,6 +209,8 @@ class UNet(nn.Module):
         self.conv_out = _zero(
             _conv(config.width * config.mult[0], config.out_channels or config.channels)
         )
+        # The layout of tensor cores and of the fused group norm; activations take the weights'.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         emb = self.embedding(time, label)
