@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,7 +54,11 @@ def entry(
     logging.basicConfig(format="kdgen: %(message)s")
     logging.getLogger("kdgen").setLevel(logging.INFO)
     parsed = tyro.cli(
-        args, args=argv, prog=f"python -m kdgen.{prog}", config=(tyro.conf.FlagCreatePairsOff,)
+        args,
+        args=argv,
+        prog=f"python -m kdgen.{prog}",
+        description=sys.modules[args.__module__].__doc__,  # with its examples
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
         run(parsed)
@@ -81,12 +86,9 @@ def device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-    except RuntimeError:
-        raise UsageError(
-            f"--device {name}: unknown; expected auto, cpu, cuda or cuda:N. Pick one."
-        ) from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name}: unknown; expected auto, cpu, cuda or cuda:N. Pick one.")
+    found = torch.device(name)
     if found.type == "cuda" and not torch.cuda.is_available():
         raise MissingError(
             f"--device {name}: torch {torch.__version__} sees no GPU. Use --device cpu; "
@@ -132,10 +134,8 @@ def bar(steps: Iterable[Step], total: int, images: int, what: str) -> Iterator[S
     with line:
         for step in steps:
             if not first:
-                first, begun = (
-                    step.number,
-                    time.perf_counter(),
-                )  # a resumed run starts in the middle
+                # A resumed run starts in the middle.
+                first, begun = step.number, time.perf_counter()
                 line.initial = line.last_print_n = line.n = first - 1
             line.update(step.number - line.n)
             if step.every(10):

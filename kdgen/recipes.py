@@ -83,7 +83,7 @@ def digits() -> Teacher:
         "v",
         Diffusion(error="v"),
         Training(
-            1200,
+            800,
             batch=128,
             lr=2e-3,
             warmup=50,
@@ -103,7 +103,7 @@ def digits_denoising_student() -> Student:
         "one-step Denoising Student of the digits teacher",
         DenoisingStudent(error="l2"),
         Training(
-            1500,
+            800,
             batch=128,
             lr=2e-3,
             warmup=50,
@@ -112,7 +112,7 @@ def digits_denoising_student() -> Student:
             ema=Ema.constant(0.995),
             save_every=250,
         ),
-        pairs=16_384,
+        pairs=10_240,
         sampling=Sampling("ddim", steps=16),
         data="digits",
     )

@@ -36,7 +36,7 @@ class Args:
     n: int = 64
     """Number of images."""
     fast: bool = False
-    """Folded network, fused kernels, channels-last; the same images within one grey level."""
+    """Folded time embedding, fused last step; the same images within one grey level."""
     seed: int = 0
     """Decides the images, and their classes unless --label is given."""
     batch: int = 256
