@@ -34,8 +34,13 @@ def replace_file(path: Path, data: bytes) -> None:
     draft = path.with_name(TEMPORARY + path.name)
     with suppress(FileNotFoundError):
         os.unlink(draft)
-    write_file(draft, data)
-    os.replace(draft, path)
+    try:
+        write_file(draft, data)
+        os.replace(draft, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise
     sync_directory(path.parent)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from kdgen.durable import replace_file
 
 CELL = 48  # pixels that an image should at least measure on screen
 BACKGROUND = 255
@@ -87,12 +88,7 @@ def save_png(image: Image.Image, path: Path | str) -> None:
     """Write the picture; whoever watches the file sees the old one or the new one, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(png(image))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, png(image))
 
 
 def _channels_last(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

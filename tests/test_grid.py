@@ -61,13 +61,14 @@ def test_a_failed_save_keeps_the_old_file(images, tmp_path, monkeypatch):
     save_png(grid(images), path)
     before = path.read_bytes()
 
-    def full(self, content):
+    def full(fd, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("os.write", full)
     with pytest.raises(OSError, match="No space"):
         save_png(grid(255 - images), path)
     assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
 
 
 def test_titled_panels_stand_side_by_side_with_their_images_aligned(images):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from kdgen.durable import replace_file
 from kdgen.errors import CheckpointError
 from kdgen.metrics.classifier import Classifier, FeatureNet, Labelled
 from kdgen.metrics.fitting import train_classifier
@@ -52,7 +52,9 @@ def save(classifier: Classifier, path: Path) -> None:
         "digest": classifier.digest,
     }
     about["seal"] = _seal(about)
-    _write(path, classifier.net.state_dict(), about)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.net.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, safetensors.torch.save(tensors, metadata=about))
 
 
 def load(content: bytes, where: str) -> Classifier:
@@ -75,23 +77,6 @@ def _net_of(tensors: dict[str, Tensor], size: int, where: str) -> FeatureNet:
     except (KeyError, RuntimeError, IndexError) as error:
         raise _damaged(where, "its tensors are not those of a FeatureNet") from error
     return net.eval().requires_grad_(False)
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write, fsync, rename: the file is whole at its name or not there."""
-    content = safetensors.torch.save(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(about)
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(content: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:

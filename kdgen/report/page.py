@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from kdgen.durable import replace_file
 from kdgen.report.blocks import (
     Block,
     Card,
@@ -49,12 +49,7 @@ def write(report: Report, path: Path | str) -> None:
     """Write the page; whoever has it open sees the old one or the new one, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(build(report), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, build(report).encode())
 
 
 def _card(card: Card) -> str:
