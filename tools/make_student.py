@@ -41,11 +41,16 @@ Measured with {made}:
 
 
 def main() -> None:
-    """Train, distil, measure, store."""
+    """Train, distil, publish."""
     work = Path(sys.argv[1])
     teacher_at, student_at = work / "teacher", work / "student"
     train.main([*TEACHER, "--out", str(teacher_at)])
     distill.main([*STUDENT, "--teacher", str(teacher_at), "--out", str(student_at)])
+    publish(teacher_at, student_at)
+
+
+def publish(teacher_at: Path, student_at: Path) -> None:
+    """Measure both models and store the student with its card."""
     teacher, student = checkpoint.load(teacher_at), checkpoint.load(student_at)
     images = data.load("digits")
     n = len(images)
