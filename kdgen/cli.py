@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import os
@@ -9,12 +10,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import kdgen
 from kdgen.errors import Interrupted, KdgenError, MissingError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
     from kdgen.training import Step
 
@@ -38,10 +41,16 @@ def main() -> None:
     if verb in VERBS:
         importlib.import_module(f"kdgen.{verb}").main(sys.argv[2:])
         return
+    if verb == "--version":
+        print(f"kdgen {kdgen.__version__}")
+        return
     lines = [f"  {name:<10} {what}" for name, what in VERBS.items()]
     print("usage: kdgen <verb> [options]   (kdgen <verb> --help)\n\n" + "\n".join(lines))
     if verb not in ("-h", "--help"):
-        print(f"\nkdgen: error: unknown verb {verb!r}; expected one of the above.", file=sys.stderr)
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Pick one."
+        said = f"\nkdgen: error: unknown verb {verb!r}; expected one of the above. {hint}"
+        print(said, file=sys.stderr)
         sys.exit(UsageError.exit_code)
 
 
@@ -62,7 +71,7 @@ def entry(
     )
     try:
         run(parsed)
-    except (KdgenError, ValueError, KeyboardInterrupt) as error:
+    except (KdgenError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
         if os.environ.get("KDGEN_DEBUG"):
             raise
         message, code = _verdict(error)
@@ -76,8 +85,12 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return "interrupted", 130
     if isinstance(error, Interrupted):
         return str(error), error.exit_code
-    code = error.exit_code if isinstance(error, KdgenError) else UsageError.exit_code
-    return f"error: {error}", code
+    if isinstance(error, KdgenError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}{error.strerror or error}. Choose another place.", 1
+    return f"error: {error}", UsageError.exit_code
 
 
 def device(name: str) -> torch.device:
@@ -117,30 +130,29 @@ def _cpu_model() -> str:
         return "CPU"
 
 
-def bar(steps: Iterable[Step], total: int, images: int, what: str) -> Iterator[Step]:
-    """A progress line: steps, loss, images/s, time left."""
+def line(total: int, what: str, unit: str) -> tqdm[Any]:
+    """A progress line; every ten seconds where there is no terminal."""
     from tqdm import tqdm
 
     quiet = not sys.stderr.isatty()
-    line = tqdm(
-        total=total,
-        desc=what,
-        unit="step",
-        mininterval=10 if quiet else 0.2,
-        ascii=quiet,
-        dynamic_ncols=True,
+    pace = 10 if quiet else 0.2
+    return tqdm(
+        total=total, desc=what, unit=unit, mininterval=pace, ascii=quiet, dynamic_ncols=True
     )
+
+
+def bar(steps: Iterable[Step], total: int, images: int, what: str) -> Iterator[Step]:
+    """The steps, with a progress line: steps, loss, images/s, time left."""
     first, begun = 0, time.perf_counter()
-    with line:
+    with line(total, what, "step") as shown:
         for step in steps:
             if not first:
                 # A resumed run starts in the middle.
                 first, begun = step.number, time.perf_counter()
-                line.initial = line.last_print_n = line.n = first - 1
-            line.update(step.number - line.n)
+                shown.initial = shown.last_print_n = shown.n = first - 1
+            shown.update(step.number - shown.n)
             if step.every(10):
                 rate = (step.number - first) * images / (time.perf_counter() - begun)
-                line.set_postfix_str(
-                    f"loss {float(step.loss):.4f}, {rate:,.0f} images/s", refresh=False
-                )
+                text = f"loss {float(step.loss):.4f}, {rate:,.0f} images/s"
+                shown.set_postfix_str(text, refresh=False)
             yield step

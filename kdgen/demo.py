@@ -40,7 +40,7 @@ def run(args: Args) -> None:
     """Train, distil, measure, report."""
     begun = time.perf_counter()
     teacher_at, student_at = args.out / "teacher", args.out / "student"
-    train.run(train.Args("digits", out=teacher_at, seed=args.seed, device=args.device))
+    train.run(train.Args(recipe="digits", out=teacher_at, seed=args.seed, device=args.device))
     distill.run(
         distill.Args(teacher=teacher_at, out=student_at, seed=args.seed, device=args.device)
     )

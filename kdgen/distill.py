@@ -18,18 +18,17 @@ from typing import Annotated
 
 import torch
 import tyro
-from tqdm import tqdm
 
 from kdgen import checkpoint, cli, pairs, recipes
 from kdgen.denoiser import Denoiser
 from kdgen.pairs import PairStore
 from kdgen.run import Run
-from kdgen.train import dry_run, picture, settings
+from kdgen.train import Overrides, dry_run, picture, settings
 from kdgen.training import fit
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Overrides):
     """Distil a teacher into a one-step Denoising Student. The same command again resumes."""
 
     recipe: Annotated[str, tyro.conf.Positional] = "digits-denoising-student"
@@ -39,29 +38,11 @@ class Args:
     out: Path = Path("runs/student")
     """Run directory."""
     pairs: int | None = None
-    """Teacher pairs to make; default: the recipe's (this and the next six)."""
+    """Teacher pairs to make; default: the recipe's."""
     teacher_steps: int | None = None
-    """Steps of the teacher's sampler."""
-    steps: int | None = None
-    """Optimizer updates."""
-    batch: int | None = None
-    """Pairs per update."""
-    lr: float | None = None
-    """Adam's learning rate."""
-    precision: str | None = None
-    """fp32 or bf16 (autocast)."""
-    save_every: int | None = None
-    """Steps between checkpoints."""
+    """Steps of the teacher's sampler; default: the recipe's."""
     online: bool = False
     """Make the teacher's images as training goes instead of storing pairs."""
-    seed: int = 0
-    """Decides the pairs, their order and their noise."""
-    sample_every: int = 250
-    """Steps between sample grids in OUT/samples."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dry_run: bool = False
-    """Print parameters, memory, measured s/step and time, and stop."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,14 +78,12 @@ def run(args: Args) -> None:
 
 def plan(recipe: recipes.Student, teacher: Denoiser) -> pairs.Plan:
     """The pairs a recipe asks of this teacher."""
-    return pairs.plan(
-        teacher, max(1, recipe.pairs), sampling=recipe.sampling, seed=recipe.training.seed
-    )
+    return pairs.plan(teacher, recipe.pairs, sampling=recipe.sampling, seed=recipe.training.seed)
 
 
 def make_pairs(path: Path, teacher: Denoiser, wanted: pairs.Plan, run: Run) -> PairStore:
     """Fill the store at `path` with a progress line, obeying signals, and open it."""
-    with tqdm(total=wanted.count, desc="pairs", unit="pair", mininterval=0.5) as line:
+    with cli.line(wanted.count, "pairs", "pair") as line:
         for done in pairs.generate(path, teacher, wanted):
             line.update(done - line.n)
             run.check()
@@ -128,27 +107,28 @@ def _recipe(args: Args) -> recipes.Student:
 
 
 def _dry_run(recipe: recipes.Student, teacher: Denoiser, nets: dict[str, Denoiser]) -> None:
-    """Time the teacher on one batch, then three steps online, which need no stored pairs."""
+    """Time the teacher on one batch of pairs, if any are wanted, and three steps of training."""
+    if recipe.method.online:
+        dry_run(recipe.method, nets, None, recipe.training)
+        return
     wanted = plan(recipe, teacher)
     begun = time.perf_counter()
     index = wanted.indices(0)[: recipe.training.batch]
-    with torch.no_grad():
-        pairs.teach(teacher, wanted, index)
+    pairs.teach(teacher, wanted, index)
     rate = len(index) / (time.perf_counter() - begun)
     print(f"pairs: {wanted.count:,} at {rate:,.1f} a second: {wanted.count / rate / 60:,.1f} min")
-    dry_run(recipe.method, nets, _Sample(wanted, len(index)), recipe.training)
+    dry_run(recipe.method, nets, _Blank(wanted), recipe.training)
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """Pairs with blank images, for timing a step without making any."""
+class _Blank:
+    """The pairs of a plan without their images, for timing a step before any are made."""
 
     wanted: pairs.Plan
-    count: int
     kind = "pairs"
 
     def __len__(self) -> int:
-        return self.count
+        return self.wanted.count
 
     def take(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         z = self.wanted.z(index)

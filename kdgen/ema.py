@@ -113,8 +113,11 @@ class Average:
         self.denoiser.load_state_dict(self._source.state_dict())
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after update number `step` (from 1); buffers are copied."""
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - self._ema.kept(step, self._batch))
+    def update(self, step: int, fault: Tensor) -> None:
+        """Take in the weights after update number `step` (from 1), unless `fault`, a scalar on the
+        device, says that it was left out; buffers are copied."""
+        taken = torch.where(fault == 0, 1 - self._ema.kept(step, self._batch), 0.0)
+        weights = [taken.to(x.dtype).expand_as(x) for x in self._mine]
+        torch._foreach_lerp_(self._mine, self._theirs, weights)
         for mine, theirs in self._buffers:
             mine.copy_(theirs)

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdgen import checkpoint, cli, data, durable, metrics
+from kdgen import cli, data, durable, metrics, sample
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser
 from kdgen.errors import DataError, UsageError
 from kdgen.fast import generator
 from kdgen.metrics import Measure
-from kdgen.sample import BUNDLED
+
+FEWEST = 130  # two halves of more images than the classifier has features
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: Args) -> None:
     """Measure as the arguments say."""
-    model = checkpoint.load(args.checkpoint or BUNDLED).to(cli.device(args.device))
+    model = sample.load(args.checkpoint, args.steps).to(cli.device(args.device))
     images = data.load(args.data, size=args.size)
     _check(model, images)
     n = min(len(images), 10_000) if args.n is None else args.n
-    if not 2 <= n <= len(images):
+    if not FEWEST <= n <= len(images):
         raise UsageError(
-            f"evaluate: --n is {n}; expected 2 … {len(images)}, the number of real images."
+            f"evaluate: --n is {n} of {len(images)} real images; expected {FEWEST} … "
+            f"{len(images)}: below {FEWEST} distances between sets mean nothing. Bring more images."
         )
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)  # refused now, not after measuring
     measures = measure(model, images, n, args.seed, args.steps, args.batch, args.classifier)
     print(metrics.table(measures, "text"))
     if args.json is not None:

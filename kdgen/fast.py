@@ -15,6 +15,8 @@ from kdgen.samplers import LANES
 
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # how torch's message about it begins
 
+MOST_ROWS = 4096  # of a folded table: beyond, it outgrows the network it is to speed up
+
 Labels = int | Sequence[int] | Tensor | None
 
 
@@ -40,6 +42,8 @@ class Generator:
             raise ValueError(
                 f"Generator: batch is {batch}; expected at least 1. Ask for one or more."
             )
+        if seed < 0:
+            raise ValueError(f"Generator: seed is {seed}; expected 0 or more. Change it.")
         self.seed, self.batch, self.dtype = seed, batch, dtype
         self.how = how or denoiser.sampling
         self.device = next(denoiser.parameters()).device
@@ -151,8 +155,10 @@ class FastGenerator(Generator):
 
     def _prepare(self, denoiser: Denoiser) -> Denoiser:
         how = self.how
-        if how.sampler != "heun":  # Heun's second evaluation and churn leave the grid
-            times = sorted({t for t, _ in samplers.moves(denoiser.schedule, how.steps, how.grid)})
+        times = sorted({t for t, _ in samplers.moves(denoiser.schedule, how.steps, how.grid)})
+        rows = len(times) * (denoiser.classes + 1)
+        # Heun's second evaluation leaves the grid.
+        if how.sampler != "heun" and rows <= MOST_ROWS:
             denoiser = fold.tabulate(denoiser, times)
         return super()._prepare(denoiser)
 

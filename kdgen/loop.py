@@ -140,10 +140,16 @@ class Loop:
             self._promote()
         outcomes = [self._update(phase, k) for phase in self.phases]
         if self.average is not None:
-            self.average.update(k + 1)
+            self.average.update(k + 1, self._fault(outcomes))
         self.done += 1
         self.ledger.note(self.done, outcomes)
         self.ledger.read(last=self.done == self.total)
+
+    def _fault(self, outcomes: list[Outcome]) -> Tensor:
+        """0 if every update of the student was made."""
+        roles = (self.plan[0].trains[phase] for phase in self.phases)
+        faults = [o.fault for o, r in zip(outcomes, roles, strict=True) if r == "student"]
+        return torch.stack(faults).amax() if faults else torch.zeros((), device=self.device)
 
     def _update(self, phase: str, k: int) -> Outcome:
         t, method = self.training, self.plan[self.done // self.training.steps]

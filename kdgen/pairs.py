@@ -8,6 +8,7 @@ verified checkpoint directory per shard.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,7 +82,9 @@ def plan(
     shard: int = 8192,
     dtype: str = "float16",
 ) -> Plan:
-    """What `generate` would make; `sampling` defaults to the teacher's own."""
+    """What `generate` would make; `sampling` defaults to the teacher's own. ValueError when it is
+    not deterministic."""
+    samplers.check_deterministic(sampling or teacher.sampling, "pairs")
     weights = checkpoint.tensors_digest(teacher.state_dict())
     identity = checkpoint.digest({"weights": weights, "config": teacher.config()})
     how = (sampling or teacher.sampling).config()
@@ -105,6 +108,7 @@ def generate(
     try:
         durable.clean(root)
         _agree(root, wanted)
+        _check_space(root, wanted)
         for k in range(wanted.shards):
             if not _intact(root, k, wanted):
                 yield from _make(root, k, teacher, wanted, batch)
@@ -123,6 +127,18 @@ def _take(root: Path) -> Lock:
             f"{root}: {error.strerror}; expected a folder that can be written. Choose another."
         ) from error
     return lock
+
+
+def _check_space(root: Path, wanted: Plan) -> None:
+    missing = sum(
+        len(wanted.indices(k)) for k in range(wanted.shards) if not (root / _shard(k)).exists()
+    )
+    size = missing * math.prod(wanted.shape) * DTYPES[wanted.dtype].itemsize
+    if (free := checkpoint.free(root)) < size:
+        raise CheckpointError(
+            f"{root}: {free / 1e6:,.1f} MB free; expected {size / 1e6:,.1f} MB for the pairs. Free "
+            "space, choose another directory, or make fewer pairs."
+        )
 
 
 def _make(root: Path, k: int, teacher: Denoiser, wanted: Plan, batch: int) -> Iterator[int]:

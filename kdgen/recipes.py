@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -55,7 +56,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Student:
-    """A distillation by Denoising Student: from `pairs` teacher pairs, or online when 0."""
+    """A distillation by Denoising Student, from `pairs` teacher pairs."""
 
     purpose: str
     method: DenoisingStudent
@@ -83,7 +84,7 @@ def digits() -> Teacher:
         "v",
         Diffusion(error="v"),
         Training(
-            800,
+            700,
             batch=128,
             lr=2e-3,
             warmup=50,
@@ -103,7 +104,7 @@ def digits_denoising_student() -> Student:
         "one-step Denoising Student of the digits teacher",
         DenoisingStudent(error="l2"),
         Training(
-            800,
+            600,
             batch=128,
             lr=2e-3,
             warmup=50,
@@ -112,7 +113,7 @@ def digits_denoising_student() -> Student:
             ema=Ema.constant(0.995),
             save_every=250,
         ),
-        pairs=10_240,
+        pairs=8_192,
         sampling=Sampling("ddim", steps=16),
         data="digits",
     )
@@ -231,6 +232,8 @@ def _find(name: str, known: dict[str, Callable[[], Recipe]], verb: str) -> Recip
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`kdgen recipes`: the list, by verb."""
+    parser = argparse.ArgumentParser(prog="python -m kdgen.recipes", description=main.__doc__)
+    parser.parse_args(argv)
     for verb, known in (("train", TEACHERS), ("distill", STUDENTS)):
         print(f"python -m kdgen.{verb} …")
         for name, make in known.items():

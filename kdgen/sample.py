@@ -24,6 +24,7 @@ from kdgen import checkpoint, cli
 from kdgen.denoiser import Denoiser
 from kdgen.errors import UsageError
 from kdgen.fast import Generator, generator
+from kdgen.samplers import LANES
 from kdgen.writers import Writer, writer
 
 BUNDLED = Path(__file__).parent / "assets" / "digits-student"
@@ -65,7 +66,7 @@ def run(args: Args) -> None:
     if args.n < 1:
         raise UsageError(f"sample: --n is {args.n}; expected at least 1. Ask for one or more.")
     device = cli.device(args.device)
-    model = checkpoint.load(args.checkpoint or BUNDLED).to(device)
+    model = load(args.checkpoint, args.steps).to(device)
     dtype = getattr(torch, cli.DTYPES[args.dtype])
     make = generator(
         model, fast=args.fast, seed=args.seed, batch=args.batch, dtype=dtype, steps=args.steps
@@ -81,9 +82,19 @@ def run(args: Args) -> None:
     print(summary(make, model, args, seconds, device, target.close()))
 
 
+def load(path: Path | None, steps: int | None) -> Denoiser:
+    """The model at `path`, or the bundled one; UsageError for steps it was not trained to take."""
+    model = checkpoint.load(path or BUNDLED)
+    if model.parameterisation == "residual" and steps not in (None, 1):
+        raise UsageError(
+            f"--steps is {steps}; expected 1: this student was trained for one step. Leave it out."
+        )
+    return model
+
+
 def warm_up(make: Generator, n: int, labels: torch.Tensor | None) -> None:
-    """One batch that is thrown away: kernels load, memory is mapped, too large a batch shrinks."""
-    count = min(n, make.batch)
+    """A few images that are thrown away, so that loading kernels is not counted as sampling."""
+    count = min(n, LANES)
     make(count, label=None if labels is None else labels[:count])
 
 

@@ -164,6 +164,15 @@ def _clean(
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "ancestral": ancestral, "heun": heun}
 
 
+def check_deterministic(how: Sampling, where: str) -> None:
+    """ValueError when `how` draws noise of its own: its images are no function of z."""
+    if how.sampler == "ancestral":
+        raise ValueError(
+            f"{where}: the teacher samples with 'ancestral', which adds noise the student does not "
+            "see; expected a deterministic sampler. Use 'ddim' or 'heun'."
+        )
+
+
 def evaluations(schedule: NoiseSchedule, how: Sampling) -> int:
     """NFE per image; guidance doubles it."""
     steps = sum(1 for _ in moves(schedule, how.steps, how.grid))

@@ -10,17 +10,20 @@ The same command again resumes where the run stopped.
 
 from __future__ import annotations
 
+import resource
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
 from kdgen import cli, data, grid, recipes
+from kdgen.batches import Source
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser
 from kdgen.errors import UsageError
@@ -31,7 +34,31 @@ from kdgen.training import Training, fit
 
 
 @dataclass(frozen=True)
-class Args:
+class Overrides:
+    """What train and distill may change of a recipe's training."""
+
+    steps: int | None = None
+    """Optimizer updates; default: the recipe's (this and the next four)."""
+    batch: int | None = None
+    """Images per update."""
+    lr: float | None = None
+    """Adam's learning rate."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """bf16 runs the networks under autocast."""
+    save_every: int | None = None
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Decides initial weights, data order, noise and pairs."""
+    sample_every: int = 250
+    """Steps between sample grids in OUT/samples."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print parameters, memory, measured s/step and time, and stop."""
+
+
+@dataclass(frozen=True)
+class Args(Overrides):
     """Train a teacher. The same command again resumes."""
 
     recipe: Annotated[str, tyro.conf.Positional] = "digits"
@@ -42,24 +69,6 @@ class Args:
     """"digits", an image folder or .zip, or CIFAR-10's archive; default: what the recipe brings."""
     size: int | None = None
     """Crop to the middle square and resize to this many pixels."""
-    steps: int | None = None
-    """Optimizer updates; default: the recipe's (this and the next four)."""
-    batch: int | None = None
-    """Images per update."""
-    lr: float | None = None
-    """Adam's learning rate."""
-    precision: str | None = None
-    """fp32 or bf16 (autocast)."""
-    save_every: int | None = None
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Decides initial weights, data order and noise."""
-    sample_every: int = 250
-    """Steps between sample grids in OUT/samples."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dry_run: bool = False
-    """Print parameters, memory, measured s/step and time, and stop."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -93,11 +102,12 @@ def run(args: Args) -> None:
     print(f"teacher in {args.out}; next: python -m kdgen.distill --teacher {args.out}")
 
 
-def settings(training: Training, args: Args | object) -> Training:
+def settings(training: Training, args: Overrides) -> Training:
     """The recipe's settings with what the command line replaces."""
-    names = ("steps", "batch", "lr", "precision", "save_every")
+    if args.sample_every < 1:
+        raise UsageError(f"--sample-every is {args.sample_every}; expected at least 1. Raise it.")
+    names = ("steps", "batch", "lr", "precision", "save_every", "seed")
     changes = {n: v for n in names if (v := getattr(args, n)) is not None}
-    changes["seed"] = getattr(args, "seed", training.seed)
     if "steps" in changes:  # keep the shape of short runs
         changes["warmup"] = min(training.warmup, changes["steps"] // 10)
     return replace(training, **changes)
@@ -109,14 +119,17 @@ def picture(denoiser: Denoiser, path: Path, n: int = 64) -> None:
     grid.save_png(grid.grid(FastGenerator(denoiser, batch=n)(n, label=label)), path)
 
 
-def dry_run(method: Method, nets: dict[str, Denoiser], source: object, training: Training) -> None:
+def dry_run(
+    method: Method, nets: dict[str, Denoiser], source: Source | None, training: Training
+) -> None:
     """Print size, memory and time, measured on three steps of copies."""
     copies = {role: net.copy() for role, net in nets.items()}
     begun, stamps = time.perf_counter(), []
-    for step in islice(fit(method, copies, source, replace(training, save_every=10**9)), 4):  # type: ignore[arg-type]
+    for step in islice(fit(method, copies, source, replace(training, save_every=10**9)), 4):
         float(step.loss)  # wait for the device
         stamps.append(time.perf_counter())
-    pace = min(b - a for a, b in pairwise(stamps)) if len(stamps) > 1 else stamps[0] - begun
+    steps = [b - a for a, b in pairwise(stamps)] or [stamps[0] - begun]
+    pace = statistics.median(steps)
     print(f"dry run, nothing written\n{estimate(nets['student'], training, pace)}")
 
 
@@ -130,12 +143,20 @@ def estimate(student: Denoiser, training: Training, pace: float) -> str:
     device = cli.device_name(next(student.parameters()).device)
     facts = {
         "parameters": f"{parameters:,}",
-        "training state": f"{states:,.0f} MiB, activations extra",
+        "training state": f"{states:,.0f} MiB",
+        "peak memory": f"{peak_memory(next(student.parameters()).device):,.0f} MiB measured",
         "checkpoint": f"{saved:,.0f} MiB, 3 at most",
         "one step": f"{pace:.3f} s (batch {training.batch}, {training.precision}, {device})",
         f"{training.steps:,} steps": length,
     }
     return "\n".join(f"  {name:<18}{value}" for name, value in facts.items())
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most this process has held so far, in MiB: of the GPU where it computes there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
 def _images(args: Args, recipe: recipes.Teacher) -> Images:

@@ -62,6 +62,8 @@ class Training:
                 "accumulate to divide batch. "
                 "Change one."
             )
+        if self.seed < 0:
+            raise ValueError(f"Training: seed is {self.seed}; expected 0 or more. Change it.")
         for name in ("lr", "adam_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(

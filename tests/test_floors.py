@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (
     {"kernels", "errors", "durable", "lock", "build"},
-    {"schedules", "denoiser", "noise", "graph"},
+    {"schedules", "denoiser", "noise"},
     {"samplers", "nets"},
     {"methods", "data", "pairs", "checkpoint", "metrics", "fold", "grid", "writers", "report"},
     {"training", "fast", "run", "loop", "learner", "ledger", "keeper", "batches", "ema"},
@@ -25,7 +25,6 @@ FLOORS = (
         "distill",
         "sample",
         "evaluate",
-        "convert",
         "demo",
         "demo_page",
         "contest",

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdgen import samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.methods.base import Batch, Method, Nets, per_image_mean
+from kdgen.nets import UNet
 
 FORMS = ("residual", "x0")
 ERRORS = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
@@ -56,10 +57,11 @@ class DenoisingStudent(Method):
         return "noise" if self.online else "pairs"
 
     def student(self, teacher: Denoiser) -> Denoiser:
-        """A copy of the teacher that is read as a one-step generator."""
-        return teacher.copy(
-            parameterisation=self.form, sampling=Sampling("ddim", steps=1, clip=1.0)
-        )
+        """A copy of the teacher, without its dropout, that is read as a one-step generator."""
+        net = teacher.net.copy(dropout=0.0) if isinstance(teacher.net, UNet) else None
+        sampling = Sampling("ddim", steps=1, clip=1.0)
+        changes = {"parameterisation": self.form, "sampling": sampling}
+        return teacher.copy(**changes, **({"net": net} if net else {}))
 
     def loss(self, phase: str, nets: Nets, batch: Batch) -> Tensor:
         student = nets.student
@@ -69,10 +71,6 @@ class DenoisingStudent(Method):
 
     def _teach(self, teacher: Denoiser, batch: Batch) -> Tensor:
         how = self.sampling or teacher.sampling
-        if how.sampler == "ancestral":
-            raise ValueError(
-                "DenoisingStudent: the teacher samples with 'ancestral', which adds noise the "
-                "student does not see; expected a deterministic sampler. Use 'ddim' or 'heun'."
-            )
+        samplers.check_deterministic(how, "DenoisingStudent")
         with torch.no_grad():
             return samplers.sample(teacher, batch.z, batch.label, how).clamp(-1, 1)

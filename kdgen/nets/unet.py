@@ -4,7 +4,7 @@ bedrooms."""
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -223,6 +223,12 @@ class UNet(nn.Module):
         for chain in self.decoder:
             x = chain(torch.cat([x, skips.pop()], dim=1), emb)
         return self.conv_out(self.norm_out(x))  # type: ignore[no-any-return]
+
+    def copy(self, **changes: Any) -> UNet:
+        """The same weights under a changed `UNetConfig`, e.g. `dropout=0.0`."""
+        twin = UNet(replace(self.facts, **changes)).to(self.conv_in.weight)
+        twin.load_state_dict(self.state_dict())
+        return twin.train(self.training)
 
     def config(self) -> dict[str, Any]:
         return {"name": "unet", **asdict(self.facts)}

@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdgen import checkpoint, distill, evaluate, sample, train
+from kdgen import checkpoint, cli, distill, evaluate, sample, train
 
-CIFAR10 = Path(
-    os.environ.get(
-        "KDGEN_CIFAR10_ZIP",
-        Path(__file__).parents[2].parent / "shared" / "data" / "cifar10-jpeg-train.zip",
-    )
-)
+CIFAR10 = Path(os.environ.get("KDGEN_CIFAR10_ZIP", "unset"))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -68,6 +63,15 @@ def test_distill_can_be_tried_dry(teacher: Path, capsys: pytest.CaptureFixture[s
     assert "pairs" in capsys.readouterr().out
 
 
+def test_distill_can_be_tried_dry_without_pairs(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distill.main(["--teacher", str(teacher), "--online", "--dry-run", "--batch", "8"])
+    said = capsys.readouterr().out
+    assert "one step" in said
+    assert "pairs:" not in said
+
+
 def test_a_student_can_learn_without_stored_pairs(teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "online"
     short = ["--teacher-steps", "2", "--steps", "2", "--batch", "8"]
@@ -101,7 +105,9 @@ def test_evaluate_writes_every_measure_with_its_floor(student: Path, tmp_path: P
         (train.main, ["digits", "--data", "nowhere"], 3, "nowhere"),
         (train.main, ["digits", "--steps", "0"], 2, "steps is 0"),
         (train.main, ["digits", "--lr", "-1"], 2, "lr is -1"),
-        (train.main, ["digits", "--precision", "fp8"], 2, "fp32, bf16"),
+        (train.main, ["digits", "--seed", "-1"], 2, "seed is -1"),
+        (train.main, ["digits", "--sample-every", "0"], 2, "sample-every is 0"),
+        (train.main, ["digits", "--precision", "fp8"], 2, "bf16"),
         (distill.main, ["digits-student"], 2, "digits-denoising-student"),
         (distill.main, ["--teacher", "nowhere"], 4, "nowhere"),
         (evaluate.main, ["--checkpoint", "nowhere"], 4, "nowhere"),
@@ -115,6 +121,33 @@ def test_bad_input_is_refused(  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     assert words in refused(main, options, code)
     assert not list(tmp_path.iterdir())
+
+
+def test_pairs_that_make_no_sense_are_refused(teacher: Path, tmp_path: Path, refused) -> None:  # type: ignore[no-untyped-def]
+    options = ["--teacher", str(teacher), "--out", str(tmp_path / "out"), "--pairs", "0"]
+    assert "count is 0" in refused(distill.main, options, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_one_step_student_refuses_more_steps(student: Path, tmp_path: Path, refused) -> None:  # type: ignore[no-untyped-def]
+    options = ["--checkpoint", str(student), "--steps", "3", "--out", str(tmp_path / "a.png")]
+    assert "trained for one step" in refused(sample.main, options, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_measuring(  # type: ignore[no-untyped-def]
+    student: Path, tmp_path: Path, refused
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["--checkpoint", str(student), "--json", str(tmp_path / "file" / "x.json")]
+    assert "file" in refused(evaluate.main, options, 1)
+
+
+def test_verbs_hint_at_the_nearest_one(  # type: ignore[no-untyped-def]
+    refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kdgen", "tran"])
+    assert "Did you mean train?" in refused(lambda _: cli.main(), [], 2)
 
 
 def test_another_learning_rate_does_not_resume(teacher: Path, refused) -> None:  # type: ignore[no-untyped-def]
@@ -132,7 +165,7 @@ def test_images_that_do_not_fit_the_model_are_refused(  # type: ignore[no-untype
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR10.exists(), reason=f"no {CIFAR10.name}; set KDGEN_CIFAR10_ZIP")
+@pytest.mark.skipif(not CIFAR10.is_file(), reason="set KDGEN_CIFAR10_ZIP to a zip of CIFAR-10")
 def test_cifar10_goes_from_files_to_a_one_step_student(tmp_path: Path) -> None:
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     few = ["--steps", "3", "--batch", "8"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdgen import kernels, samplers
+from kdgen import kernels, nets, samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.methods import Batch, Nets
 from kdgen.methods.denoising_student import DenoisingStudent
@@ -185,3 +185,13 @@ def test_roles_and_data_follow_from_online():
 def test_unknown_options_list_the_known_ones(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         DenoisingStudent(**options)
+
+
+def test_the_student_has_no_dropout_even_when_its_teacher_does():
+    """Regression under dropout would learn another function than the one that is sampled."""
+    net = nets.preset("tiny8", dropout=0.1)
+    teacher = Denoiser(net, LinearVP(), "eps")
+    student = DenoisingStudent().student(teacher)
+    assert student.net.facts.dropout == 0
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, student.net.state_dict()[name]), name

@@ -502,7 +502,7 @@ def test_a_bad_image_leaves_weights_moments_and_average_as_they_were(
     states = {}
     for step in loop.steps():
         moments = [t.clone() for t in loop.learners["student"].tensors().values()]
-        states[step.number] = [weights(step.nets.student), *moments]
+        states[step.number] = [weights(step.nets.student), weights(step.ema), *moments]
         if step.number == 4:
             assert not math.isfinite(step.loss)
     assert all(torch.equal(a, b) for a, b in zip(states[3], states[4], strict=True))
