@@ -112,7 +112,7 @@ def walk(net: UNet | UNetConfig) -> list[Work]:
     for name, module in shadow.named_modules():
         if module in joined:
             module.register_forward_pre_hook(_noting_concat(works, name))
-        if count := _COUNTS.get(type(module)):
+        if count := next((c for kind, c in _COUNTS.items() if isinstance(module, kind)), None):
             module.register_forward_hook(_noting(works, name, count))
     with torch.no_grad():
         shadow(torch.empty(1, *shadow.shape, device="meta"), torch.empty(1, device="meta"))
