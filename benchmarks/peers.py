@@ -159,7 +159,7 @@ def training(denoiser: Denoiser, images: Images, training: Training) -> Iterator
         x0, label = images.take(torch.randint(len(images), (training.batch,)))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             loss = _v_loss(student, x0, label if student.classes else None)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if training.clip is not None:
             nn.utils.clip_grad_norm_(student.parameters(), training.clip)
         adam.step()
