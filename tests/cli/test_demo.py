@@ -1,0 +1,52 @@
+"""`kdgen demo` from start to report, and what the bundled student promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdgen import checkpoint, data, demo, metrics, recipes, sample
+from kdgen.evaluate import draw
+
+
+def briefly(make, steps, **changes):  # type: ignore[no-untyped-def]
+    recipe = make()
+    training = replace(recipe.training, steps=steps, batch=32)
+    return lambda: replace(recipe, training=training, **changes)
+
+
+@pytest.mark.slow
+def test_the_demo_writes_one_report_that_opens_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(recipes.TEACHERS, "digits", briefly(recipes.digits, 30))
+    short = briefly(recipes.digits_denoising_student, 30, pairs=256)
+    monkeypatch.setitem(recipes.STUDENTS, "digits-denoising-student", short)
+    demo.main(["--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "16 → 1" in said
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    for word in ("Quality", "Speed", "Training", "Configuration", "Environment", "floor"):
+        assert word in page
+    assert (tmp_path / "teacher-and-student.png").exists()
+
+
+def test_the_bundled_student_keeps_what_its_card_promises() -> None:
+    """At most twice its teacher's many-step distance, and what the card says of itself."""
+    images = data.load("digits")
+    samples, labels = draw(checkpoint.load(sample.BUNDLED), images, len(images), 0, None)
+    (found,) = metrics.evaluate(
+        samples,
+        images,
+        labels,
+        classifier=metrics.classifier_for(images),
+        measures=["FD features"],
+    )
+    card = checkpoint.find(sample.BUNDLED).card["measures"]
+    many = next(v for k, v in card.items() if k.startswith("teacher") and "1 step" not in k)
+    assert found.value <= 2 * many[found.name]["value"]
+    assert found.value == pytest.approx(card["student, 1 step"][found.name]["value"], rel=0.05)
