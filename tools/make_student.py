@@ -1,7 +1,8 @@
 """Make the bundled one-step digits student: `python tools/make_student.py WORK_DIR`.
 
 Runs the digits recipes for longer than the demo does (resumable, like any run), measures teacher
-and student, and writes kdgen/assets/digits-student with a model card. Took 75 minutes on two busy cores.
+and student, and writes kdgen/assets/digits-student with a model card. Took 75 minutes on two busy
+cores.
 """
 
 from __future__ import annotations
