@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdgen.denoiser import TIMES, Denoiser
-from kdgen.nets.unet import ResBlock, UNet
+from kdgen.nets.blocks import ResBlock
+from kdgen.nets.unet import UNet
 
 
 class FixedTimes(nn.Module):
@@ -26,7 +27,12 @@ class FixedTimes(nn.Module):
         self.register_buffer("middles", middles.view(torch.int64), persistent=False)
         self.classes = classes
 
-    def forward(self, time: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, time: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Tensor:
+        if augment is not None:
+            raise ValueError(
+                "FixedTimes: got augmentation labels; expected none, a folded network only makes "
+                "plain images. Use the network as it was."
+            )
         place = torch.bucketize(time.double().contiguous(), self.middles.view(torch.float64))
         if not self.classes:
             return place
@@ -35,7 +41,8 @@ class FixedTimes(nn.Module):
 
 
 class Table(nn.Module):
-    """row (B,) -> (B, C): what a block adds to its channels, one row a time and class."""
+    """row (B,) -> (B, C) or (B, 2·C): what a block adds to its channels, or scales and shifts them
+    by; one row a time and class."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -49,9 +56,10 @@ class Table(nn.Module):
 def tabulate(denoiser: Denoiser, times: Sequence[float]) -> Denoiser:
     """The same denoiser for these times (in (0, 1]) only, without its time embedding.
 
-    Every block's projection of the embedding becomes a table, computed in float64, which also takes
-    over the bias of the convolution in front of it: both are added to the same channels. Raises
-    ValueError for networks other than `UNet`.
+    Every block's projection of the embedding becomes a table, computed in float64. Where it is
+    added to channels it takes over the bias of the convolution in front of it; where it scales and
+    shifts, the norm adds that bias. Images are taken to be plain: augmentation labels are refused.
+    Raises ValueError for networks other than `UNet`.
     """
     if not isinstance(denoiser.net, UNet):
         kind = type(denoiser.net).__name__
@@ -74,7 +82,8 @@ def _embedded(net: UNet, inputs: Tensor) -> Tensor:
     """(times · (classes + 1), 4·width) in float64; times rise, the last class row is "no class"."""
     embedding = copy.deepcopy(net.embedding).double()
     device = embedding.dense1.weight.device
-    labels = torch.arange(net.classes + 1) if net.classes else torch.zeros(1, dtype=torch.int64)
+    none = torch.full((1,), -1)
+    labels = torch.cat([torch.arange(net.classes), none])
     rising = inputs.sort().values
     time = rising.repeat_interleave(len(labels)).to(device)
     result: Tensor = embedding(time, labels.repeat(len(rising)).to(device))
@@ -84,6 +93,10 @@ def _embedded(net: UNet, inputs: Tensor) -> Tensor:
 def _fold_block(block: ResBlock, embedded: Tensor) -> None:
     bias = block.conv1.bias
     assert isinstance(bias, Tensor)
-    rows = copy.deepcopy(block.time).double()(embedded) + bias.double()
+    rows = copy.deepcopy(block.time).double()(embedded)
+    if block.scale_shift:
+        block.offset = bias
+    else:
+        rows += bias.double()
     block.time = Table(rows.to(bias.dtype))  # type: ignore[assignment]
     block.conv1.bias = None

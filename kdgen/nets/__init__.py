@@ -6,21 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.nets.unet import UNet, UNetConfig
+from kdgen.nets.config import UNetConfig
+from kdgen.nets.dropout import Dropout, Masks
+from kdgen.nets.presets import PRESETS
+from kdgen.nets.unet import UNet
 from kdgen.schedules import schedule
 
-__all__ = ["PRESETS", "UNet", "UNetConfig", "denoiser", "preset"]
-
-PRESETS: dict[str, UNetConfig] = {
-    # Ho et al. 2020, appendix B: CIFAR-10 (35,746,307 parameters), then 64 and 256 pixels.
-    "ddpm32": UNetConfig(32),
-    "ddpm64": UNetConfig(64, mult=(1, 2, 2, 2, 4)),
-    "ddpm256": UNetConfig(256, mult=(1, 1, 2, 2, 4, 4)),
-    # Ours: minutes on two CPU cores.
-    "tiny8": UNetConfig(8, channels=1, width=32, mult=(1, 2), blocks=1, attention=(4,)),
-    "tiny16": UNetConfig(16, width=32, mult=(1, 2, 2), blocks=1, attention=(8,)),
-    "tiny32": UNetConfig(32, width=32, mult=(1, 2, 2, 2), blocks=1, attention=(8,)),
-}
+__all__ = ["PRESETS", "Dropout", "Masks", "UNet", "UNetConfig", "denoiser", "preset"]
 
 
 def preset(name: str, **changes: Any) -> UNet:

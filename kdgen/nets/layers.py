@@ -1,0 +1,121 @@
+"""The layers all blocks are made of, with the weights each family of networks begins with.
+
+`init` is one of `config.INITS`. "xavier" (DDPM): uniform, fan_avg, the last layer of every branch
+at zero. "xavier_small" (DDPM++): the same, but 1e-5 instead of zero. "kaiming" (ADM): uniform in
+±1/√fan_in, biases too, branches end in zero. "lecun" (Flax, so Progressive Distillation): truncated
+normal of variance 1/fan_in, branches end in zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kdgen import kernels
+from kdgen.nets.config import UNetConfig
+
+Conv = TypeVar("Conv", bound=nn.Conv2d)
+
+SMALL = 1e-5
+# Standard deviation of a standard normal cut at ±2.
+_CUT_NORMAL = 0.87962566103423978
+
+
+class GroupNorm(nn.Module):
+    """Group norm with an optional per-channel add in front, an optional scale and shift (each (B,
+    C)) behind, and SiLU: one fused op."""
+
+    def __init__(
+        self, channels: int, config: UNetConfig, *, act: bool = True, eps: float | None = None
+    ) -> None:
+        super().__init__()
+        self.groups, self.act = groups(channels, config), act
+        self.eps = config.norm_eps if eps is None else eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self,
+        x: Tensor,
+        add: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, C, H, W), add (B, C) or (C,); (GN(x + add)·weight + bias)·(1 + scale) + shift."""
+        return kernels.group_norm_silu(
+            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act
+        )
+
+
+class Pointwise(nn.Conv2d):
+    """1×1 convolution; when sampling on a CPU, an image's bits do not depend on its batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if learns or x.device.type != "cpu" or x.dtype != torch.float32:
+            return super().forward(x)
+        # oneDNN orders its sums by the size of the batch; one product for each image does not.
+        n, _, height, width = x.shape
+        weight, bias = self.weight.flatten(1).expand(n, -1, -1), self.bias
+        assert bias is not None
+        if x.is_contiguous():
+            rows = torch.baddbmm(bias[:, None], weight, x.flatten(2))
+            return rows.view(n, -1, height, width)
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        return torch.baddbmm(bias, pixels, weight.mT).mT.reshape(n, -1, height, width)
+
+
+def groups(channels: int, config: UNetConfig) -> int:
+    most = min(config.groups, max(1, channels // config.group_width))
+    return max(g for g in range(1, most + 1) if channels % g == 0)
+
+
+def conv(c_in: int, c_out: int, init: str, stride: int = 1, padding: int = 1) -> nn.Conv2d:
+    """3×3."""
+    layer = nn.Conv2d(c_in, c_out, 3, stride, padding)
+    start(layer, init)
+    return layer
+
+
+def pointwise(c_in: int, c_out: int, init: str) -> Pointwise:
+    layer = Pointwise(c_in, c_out, 1)
+    start(layer, init)
+    return layer
+
+
+def linear(c_in: int, c_out: int, init: str, *, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(c_in, c_out, bias=bias)
+    start(layer, init)
+    return layer
+
+
+@torch.no_grad()
+def start(layer: nn.Conv2d | nn.Linear, init: str) -> None:
+    if init == "kaiming":  # torch's own
+        return
+    if init == "lecun":
+        lecun_(layer.weight, layer.weight[0].numel())
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def lecun_(weight: Tensor, fan_in: int) -> None:
+    std = 1 / math.sqrt(fan_in) / _CUT_NORMAL
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+@torch.no_grad()
+def last(layer: Conv, init: str) -> Conv:
+    """The last layer of a branch: at zero, or nearly, so that the branch begins as nothing."""
+    if init == "xavier_small":
+        layer.weight.mul_(SMALL)
+        return layer
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
