@@ -124,7 +124,7 @@ class PlainGenerator:
     def images(self, z: Tensor, label: Tensor | None) -> Tensor:
         """(B, H, W, C) uint8."""
         z = z.contiguous(memory_format=torch.channels_last)
-        (start, _), *_ = samplers.moves(self.denoiser.schedule, 1, self.denoiser.sampling.grid)
+        (start, _), *_ = self.denoiser.schedule.moves(1, self.denoiser.sampling.grid)
         return to_uint8(self.denoiser(z, start, label).x0)
 
     def _labels(self, size: int) -> Tensor | None:

@@ -1,5 +1,10 @@
 """What a network says about a noisy image, in every unit the field uses; the only place where units
-are converted."""
+are converted.
+
+A network sees the noisy image at a fixed size, and its output and its time mean something that
+depends on sigma/alpha alone. So one network serves every schedule: `denoiser.copy(schedule=Flow())`
+is the same denoiser on another path.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdgen.schedules import NoiseSchedule, expand
+from kdgen.schedules import Flow, LinearVP, NoiseSchedule, expand
 
 # Standard deviation of natural images in [-1, 1]. Karras et al. 2022, arXiv:2206.00364, table 1
 SIGMA_DATA = 0.5
+# sigma/alpha at which a consistency model is the identity. Song et al. 2023, arXiv:2303.01469, §3
+SIGMA_MIN = 0.002
 # Below it, (x_t − sigma·eps)/alpha amplifies the network's error a thousandfold.
 SMALLEST_ALPHA = 1e-3
 
@@ -93,8 +100,10 @@ def _read_eps(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
 
 
 def _read_v(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
-    x0 = (q.alpha * x_t - q.sigma * raw) / q.power
-    return Prediction(x_t, x0, q, eps=(q.sigma * x_t + q.alpha * raw) / q.power)
+    """v of the state at unit power, where alpha and sigma are a cosine and a sine."""
+    size = q.power.sqrt()
+    x0 = (q.alpha * x_t / size - q.sigma * raw) / size
+    return Prediction(x_t, x0, q, eps=(q.sigma * x_t / size + q.alpha * raw) / size)
 
 
 def _read_both(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
@@ -105,13 +114,16 @@ def _read_both(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
 
 
 def _read_velocity(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
-    determinant = q.alpha * q.d_sigma - q.sigma * q.d_alpha
-    x0 = (q.d_sigma * x_t - q.sigma * raw) / determinant
-    return Prediction(x_t, x0, q, eps=(q.alpha * raw - q.d_alpha * x_t) / determinant)
+    """eps − x0, along the straight path: at x_t/(alpha + sigma) and time sigma/(alpha + sigma)."""
+    x0, eps = x_t - q.sigma * raw, x_t + q.alpha * raw
+    size = q.alpha + q.sigma
+    return Prediction(x_t, x0 / size, q, eps=eps / size)
 
 
 def _read_score(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
-    return Prediction(x_t, (x_t + q.sigma.square() * raw) / q.alpha, q, eps=-q.sigma * raw)
+    """Of the state at unit power."""
+    eps = -q.sigma / q.power.sqrt() * raw
+    return Prediction(x_t, (x_t - q.sigma * eps) / q.alpha, q, eps=eps)
 
 
 def _read_edm(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
@@ -119,6 +131,14 @@ def _read_edm(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
     power = q.sigma.square() + (SIGMA_DATA * q.alpha).square()
     x0 = SIGMA_DATA**2 * q.alpha / power * x_t + SIGMA_DATA * q.sigma / power.sqrt() * raw
     return Prediction(x_t, x0, q)
+
+
+def _read_consistency(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+    """EDM's, moved so that x0 is x_t/alpha at SIGMA_MIN. Song et al. 2023, appendix C."""
+    power = q.sigma.square() + (SIGMA_DATA * q.alpha).square()
+    above = q.sigma - SIGMA_MIN * q.alpha
+    skip = SIGMA_DATA**2 * q.alpha / (above.square() + (SIGMA_DATA * q.alpha).square())
+    return Prediction(x_t, skip * x_t + SIGMA_DATA * above / power.sqrt() * raw, q)
 
 
 def _read_residual(x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
@@ -137,16 +157,36 @@ READERS: dict[str, Callable[[Tensor, Tensor, Levels], Prediction]] = {
     "velocity": _read_velocity,
     "score": _read_score,
     "edm": _read_edm,
+    "consistency": _read_consistency,
     "residual": _read_residual,
 }
 _DIVIDES_BY_ALPHA = ("eps", "score")
-# Networks that see x_t divided by its own size, given a standard deviation of the clean image.
-_UNIT_INPUT = {"edm": SIGMA_DATA, "residual": 1.0}
+
+
+# How large the network sees x_t, by parameterisation.
+def _unit_power(q: Levels) -> Tensor:
+    return q.power.sqrt()
+
+
+def _unit_variance(q: Levels) -> Tensor:
+    """Of the noisy data, whose clean images vary by SIGMA_DATA."""
+    return (q.sigma.square() + (SIGMA_DATA * q.alpha).square()).sqrt()
+
+
+def _straight(q: Levels) -> Tensor:
+    return q.alpha + q.sigma
+
+
+_SIZES = {"edm": _unit_variance, "consistency": _unit_variance, "velocity": _straight}
 
 
 # What number the network's embedding sees for a time t (B,).
 def _time_index(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    return t * getattr(schedule, "steps", 1000) - 1
+    """DDPM's index 0 … 999: elsewhere, that of the same sigma/alpha."""
+    if isinstance(schedule, LinearVP):
+        return t * schedule.steps - 1
+    ddpm = LinearVP()
+    return ddpm.time_at(*schedule.alpha_sigma(t)) * ddpm.steps - 1
 
 
 def _time_angle(schedule: NoiseSchedule, t: Tensor) -> Tensor:
@@ -161,14 +201,23 @@ def _time_log_sigma(schedule: NoiseSchedule, t: Tensor) -> Tensor:
     return (sigma / alpha).log() / 4
 
 
+def _time_raw(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """Rectified flow's time in [0, 1]: sigma/(alpha + sigma)."""
+    if isinstance(schedule, Flow):
+        return t
+    alpha, sigma = schedule.alpha_sigma(t)
+    return sigma / (alpha + sigma)
+
+
 def _time_thousandths(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    return 999 * t
+    return 999 * _time_raw(schedule, t)
 
 
 TIMES: dict[str, Callable[[NoiseSchedule, Tensor], Tensor]] = {
     "index": _time_index,
     "angle": _time_angle,
     "log_sigma": _time_log_sigma,
+    "raw": _time_raw,
     "thousandths": _time_thousandths,
 }
 _USUAL_TIME = {"linear_vp": "index", "cosine": "angle", "edm": "log_sigma", "flow": "thousandths"}
@@ -183,10 +232,14 @@ class Sampling:
     grid: str = "uniform"
     clip: float | None = None
     guidance: float = 1.0
+    times: tuple[float, ...] = ()  # of "few_step": falling, the first in (0, 1]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(self.times))  # JSON gives a list
 
     def config(self) -> dict[str, Any]:
         """JSON-able; `Sampling(**config)` makes it again."""
-        return asdict(self)
+        return {**asdict(self), "times": list(self.times)}
 
 
 class Net(Protocol):
@@ -259,25 +312,51 @@ class Denoiser(nn.Module):
         """Number of classes; 0 when unconditional."""
         return self.net.classes  # type: ignore[return-value]
 
-    def forward(self, x_t: Tensor, t: Tensor | float, label: Tensor | None = None) -> Prediction:
+    @property
+    def heads(self) -> int:
+        """How many predictions the network makes at once."""
+        return int(getattr(getattr(self.net, "facts", None), "outputs", 1))
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Prediction:
         """x_t (B, C, H, W), t (B,) or one float in (0, 1], label (B,) int64 with -1 (or None) for
-        "no class"."""
+        "no class", augment (B, 9) the labels of `data.augment` or None; the last head's."""
+        return self.outputs(x_t, t, label, augment)[-1]
+
+    def outputs(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> tuple[Prediction, ...]:
+        """The prediction of every head."""
         t = times(t, x_t)
         time = TIMES[self.time](self.schedule, t).expand(len(x_t))
         q = Levels(self.schedule, t, x_t)
-        raw = self.net(self._scaled(x_t, q), time, label)
+        more = () if augment is None else (augment,)
+        raw = self.net(self._scaled(x_t, q), time, label, *more)
         self._check_heads(x_t, raw)
         wide = torch.promote_types(x_t.dtype, torch.float32)
-        return READERS[self.parameterisation](x_t.to(wide), raw.to(wide), q)
+        read, x_t = READERS[self.parameterisation], x_t.to(wide)
+        return tuple(read(x_t, head.to(wide), q) for head in raw.chunk(self.heads, dim=1))
 
     def _scaled(self, x_t: Tensor, q: Levels) -> Tensor:
-        """Unit variance for the networks that want it; the others see x_t itself."""
-        if (data := _UNIT_INPUT.get(self.parameterisation)) is None:
+        """x_t at the size that the network was made for."""
+        size = _SIZES.get(self.parameterisation, _unit_power)
+        if size is _unit_power and self.schedule.variance_preserving:
             return x_t
-        return x_t / (q.sigma.square() + (data * q.alpha).square()).sqrt()
+        if size is _straight and isinstance(self.schedule, Flow):
+            return x_t
+        return x_t / size(q)
 
     def _check_heads(self, x_t: Tensor, raw: Tensor) -> None:
-        heads = 2 if self.parameterisation == "both" else 1
+        heads = self.heads * (2 if self.parameterisation == "both" else 1)
         expected = (len(x_t), heads * x_t.shape[1], *x_t.shape[2:])
         if raw.shape != expected:  # broadcasting would hide it
             raise ValueError(
@@ -286,7 +365,12 @@ class Denoiser(nn.Module):
             )
 
     def copy(self, **changes: Any) -> Denoiser:
-        """An independent copy of the weights; keyword arguments replace constructor arguments."""
+        """An independent copy of the weights; keyword arguments replace constructor arguments.
+
+        `schedule` puts the same denoiser on another path. Raises ValueError where it would not be
+        the same: an index of a LinearVP other than DDPM's has no meaning elsewhere.
+        """
+        self._check_path(changes.get("schedule", self.schedule))
         facts: dict[str, Any] = {
             "schedule": self.schedule,
             "parameterisation": self.parameterisation,
@@ -297,6 +381,13 @@ class Denoiser(nn.Module):
         if "net" not in facts:
             facts["net"] = copy.deepcopy(self.net)
         return Denoiser(**facts).train(self.training)
+
+    def _check_path(self, schedule: NoiseSchedule) -> None:
+        if self.time == "index" and schedule != self.schedule != LinearVP():
+            raise ValueError(
+                f"Denoiser.copy: time 'index' counts the steps of {self.schedule}; expected "
+                "LinearVP() for another path to have it too. Keep the schedule."
+            )
 
     def config(self) -> dict[str, Any]:
         """JSON-able; `nets.denoiser(config)` builds the same denoiser with fresh weights."""

@@ -154,12 +154,9 @@ class FastGenerator(Generator):
     """
 
     def _prepare(self, denoiser: Denoiser) -> Denoiser:
-        how = self.how
-        times = sorted({t for t, _ in samplers.moves(denoiser.schedule, how.steps, how.grid)})
-        rows = len(times) * (denoiser.classes + 1)
-        # Heun's second evaluation leaves the grid.
-        if how.sampler != "heun" and rows <= MOST_ROWS:
-            denoiser = fold.tabulate(denoiser, times)
+        times = samplers.sampled_times(denoiser.schedule, self.how)
+        if times is not None and len(times) * (denoiser.classes + 1) <= MOST_ROWS:
+            denoiser = fold.tabulate(denoiser, sorted(set(times)))
         return super()._prepare(denoiser)
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdgen import checkpoint, durable, kernels, noise, samplers
-from kdgen.denoiser import Denoiser, Sampling
+from kdgen import checkpoint, durable, kernels, noise, samplers, solvers
+from kdgen.denoiser import Denoiser, Guided, Sampling
 from kdgen.errors import CheckpointError, DataError, NonFiniteError
 from kdgen.lock import Lock
 
@@ -41,6 +41,7 @@ class Plan:
     seed: int = 0
     shard: int = 8192
     dtype: str = "float16"
+    at: int | None = None  # the evaluation whose predicted x0 is kept; None: the finished image
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -52,6 +53,11 @@ class Plan:
             raise ValueError(
                 f"pairs: dtype is {self.dtype!r}; expected {', '.join(DTYPES)}. Pick one."
             )
+
+    @property
+    def how(self) -> Sampling:
+        """The way the teacher makes them."""
+        return Sampling(**self.sampling)
 
     @property
     def shards(self) -> int:
@@ -81,14 +87,24 @@ def plan(
     seed: int = 0,
     shard: int = 8192,
     dtype: str = "float16",
+    at: int | None = None,
 ) -> Plan:
-    """What `generate` would make; `sampling` defaults to the teacher's own. ValueError when it is
-    not deterministic."""
-    samplers.check_deterministic(sampling or teacher.sampling, "pairs")
+    """What `generate` would make; `sampling` defaults to the teacher's own.
+
+    With `at`, the clean image predicted at that evaluation of a DDIM chain, from 0 at the noise
+    end. ValueError when the sampling is not deterministic, or `at` is not on its chain.
+    """
+    chosen = sampling or teacher.sampling
+    samplers.check_deterministic(chosen, "pairs")
+    if at is not None and (chosen.sampler != "ddim" or not 0 <= at < chosen.steps):
+        raise ValueError(
+            f"pairs: at is {at} on {chosen.steps} steps of {chosen.sampler!r}; expected an "
+            "evaluation of a 'ddim' chain, 0 … steps − 1. Correct one."
+        )
     weights = checkpoint.tensors_digest(teacher.state_dict())
     identity = checkpoint.digest({"weights": weights, "config": teacher.config()})
-    how = (sampling or teacher.sampling).config()
-    return Plan(count, identity, how, teacher.shape, teacher.classes, seed, shard, dtype)
+    facts = teacher.shape, teacher.classes, seed, shard, dtype, at
+    return Plan(count, identity, chosen.config(), *facts)
 
 
 def generate(
@@ -164,15 +180,9 @@ def teach(teacher: Denoiser, wanted: Plan, index: Tensor) -> Tensor:
     training, device = teacher.training, next(iter(teacher.state_dict().values())).device
     lanes = samplers.padded(index)
     label = wanted.label(lanes)
+    z, label = wanted.z(lanes).to(device), None if label is None else label.to(device)
     try:
-        images = samplers.sample(
-            teacher.eval(),
-            wanted.z(lanes).to(device),
-            None if label is None else label.to(device),
-            Sampling(**wanted.sampling),
-            seed=wanted.seed,
-            index=lanes.to(device),
-        )[: len(index)]
+        images = _drawn(teacher.eval(), wanted, z, label)[: len(index)]
     finally:
         teacher.train(training)
     if not images.isfinite().all():
@@ -181,6 +191,16 @@ def teach(teacher: Denoiser, wanted: Plan, index: Tensor) -> Tensor:
             "expected numbers. Check its weights, or sample it with more steps."
         )
     return images.clamp(-1, 1).cpu()
+
+
+def _drawn(teacher: Denoiser, wanted: Plan, z: Tensor, label: Tensor | None) -> Tensor:
+    how = wanted.how
+    if wanted.at is None:
+        return samplers.sample(teacher, z, label, how)
+    guided = teacher if how.guidance == 1.0 else Guided(teacher, how.guidance)
+    return solvers.prediction_along(
+        guided, z, how.steps, wanted.at, label, grid=how.grid, clip=how.clip
+    )
 
 
 def _stored(x0: Tensor, dtype: str) -> Tensor:

@@ -85,9 +85,12 @@ def run(args: Args) -> None:
 def load(path: Path | None, steps: int | None) -> Denoiser:
     """The model at `path`, or the bundled one; UsageError for steps it was not trained to take."""
     model = checkpoint.load(path or BUNDLED)
-    if model.parameterisation == "residual" and steps not in (None, 1):
+    count = len(model.sampling.times) if model.sampling.sampler == "few_step" else 1
+    fixed = model.parameterisation == "residual" or model.sampling.sampler == "few_step"
+    if fixed and steps not in (None, count):
         raise UsageError(
-            f"--steps is {steps}; expected 1: this student was trained for one step. Leave it out."
+            f"--steps is {steps}; expected {count}: this student was trained for that. Leave it "
+            "out."
         )
     return model
 

@@ -4,13 +4,14 @@ unless it says otherwise."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdgen import kernels, noise
+from kdgen import kernels, noise, solvers
 from kdgen.denoiser import Denoiser, Guided, Prediction, Predicts, Sampling
 from kdgen.schedules import NoiseSchedule
 
@@ -22,12 +23,6 @@ LANES = 8
 def padded(rows: Tensor) -> Tensor:
     """rows (n, …) with the last one repeated until their number is a multiple of LANES."""
     return torch.cat([rows, rows[-1:].expand(-len(rows) % LANES, *rows.shape[1:])])
-
-
-def moves(schedule: NoiseSchedule, steps: int, grid: str) -> Iterator[tuple[float, float]]:
-    """(from, to) times of a chain, without the no-ops of a grid that repeats a time."""
-    times = schedule.grid(steps, grid).tolist()
-    return ((t, s) for t, s in pairwise(times) if t != s)
 
 
 def ddim(
@@ -47,7 +42,7 @@ def ddim(
     instead.
     """
     q = denoiser.schedule
-    chain = list(moves(q, steps, grid))
+    chain = q.moves(steps, grid)
     x = q.start(z, chain[0][0])
     for t, s in chain[:-1]:
         x = q.step(x, denoiser(x, t, label).x0, t, s, clip)
@@ -74,7 +69,7 @@ def ancestral(
     """
     q = denoiser.schedule
     index = noise.addresses(0, len(z), z.device) if index is None else index
-    chain = list(moves(q, steps, grid))
+    chain = q.moves(steps, grid)
     x = q.start(z, chain[0][0])
     for k, (t, s) in enumerate(chain[:-1]):
         guess = _clipped(denoiser(x, t, label), clip)
@@ -118,7 +113,7 @@ def heun(
     float64. A time with alpha = 0 has no sigma/alpha, so the grid must start below it.
     """
     q = denoiser.schedule
-    times = [t for t, _ in moves(q, steps, grid)] + [0.0]
+    times = [t for t, _ in q.moves(steps, grid)] + [0.0]
     sigmas = [_ratio(q, t) for t in times]
     if not math.isfinite(sigmas[0]):
         raise ValueError(
@@ -143,6 +138,39 @@ def heun(
     return y.to(z.dtype)
 
 
+def few_step(
+    denoiser: Predicts,
+    z: Tensor,
+    times: Sequence[float],
+    label: Tensor | None = None,
+    *,
+    clip: float | None = None,
+    seed: int = 0,
+    index: Tensor | None = None,
+) -> Tensor:
+    """x0 at times[0], then, for every further time, noise again and denoise; one evaluation each.
+    Song et al. 2023, arXiv:2303.01469, algorithm 1.
+
+    The new noise is addressed by (seed, image index, step), as in `ancestral`. Raises ValueError
+    unless times fall within (0, 1].
+    """
+    if not times or sorted(set(times), reverse=True) != list(times) or not 0 < times[-1] <= 1:
+        raise ValueError(
+            f"few_step: times are {tuple(times)}; expected at least one, falling, in (0, 1]. "
+            "Correct them."
+        )
+    q = denoiser.schedule
+    index = noise.addresses(0, len(z), z.device) if index is None else index
+    x = q.levels(times[0])[1] * z
+    for k, t in enumerate(times):
+        x0 = _clipped(denoiser(x, t, label), clip).x0
+        if k + 1 < len(times):
+            alpha, sigma = q.levels(times[k + 1])
+            n = noise.normal(seed, noise.Stream.CHURN + k, index, tuple(z.shape[1:])).to(x)
+            x = alpha * x0 + sigma * n
+    return x0
+
+
 def _ratio(q: NoiseSchedule, t: float) -> float:
     """sigma/alpha; 0 at t = 0, also where a schedule keeps a trace of noise there."""
     if t == 0.0:
@@ -161,22 +189,49 @@ def _clean(
     return denoiser((alpha * y).to(dtype), t, label).x0.double()
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "ancestral": ancestral, "heun": heun}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddim": ddim,
+    "ancestral": ancestral,
+    "heun": heun,
+    "few_step": few_step,
+    "velocity_heun": solvers.velocity_heun,
+    "dpm": solvers.dpm,
+    "rk45": solvers.rk45,
+}
+_TWICE = ("heun", "velocity_heun")  # evaluate twice a step, but once in the last
 
 
 def check_deterministic(how: Sampling, where: str) -> None:
     """ValueError when `how` draws noise of its own: its images are no function of z."""
-    if how.sampler == "ancestral":
+    if how.sampler == "ancestral" or (how.sampler == "few_step" and len(how.times) > 1):
         raise ValueError(
-            f"{where}: the teacher samples with 'ancestral', which adds noise the student does not "
-            "see; expected a deterministic sampler. Use 'ddim' or 'heun'."
+            f"{where}: the teacher samples with {how.sampler!r}, which adds noise the student does "
+            "not see; expected a deterministic sampler. Use 'ddim' or 'heun'."
         )
 
 
+def sampled_times(schedule: NoiseSchedule, how: Sampling) -> tuple[float, ...] | None:
+    """The times at which `how` evaluates the denoiser, falling; None where they are not known
+    beforehand."""
+    if how.sampler == "few_step":
+        return how.times
+    if how.sampler in ("ddim", "ancestral", "dpm"):
+        return tuple(t for t, _ in schedule.moves(how.steps, how.grid))
+    return None
+
+
 def evaluations(schedule: NoiseSchedule, how: Sampling) -> int:
-    """NFE per image; guidance doubles it."""
-    steps = sum(1 for _ in moves(schedule, how.steps, how.grid))
-    once = 2 * steps - 1 if how.sampler == "heun" else steps
+    """NFE per image; guidance doubles it. ValueError for "rk45", which decides as it goes."""
+    if how.sampler == "rk45":
+        raise ValueError(
+            "evaluations: 'rk45' chooses its steps as it goes; expected a sampler of fixed cost. "
+            "Count calls instead."
+        )
+    if how.sampler == "few_step":
+        once = len(how.times)
+    else:
+        steps = len(schedule.moves(how.steps, how.grid))
+        once = 2 * steps - 1 if how.sampler in _TWICE else steps
     return once * (2 if how.guidance != 1.0 else 1)
 
 
@@ -195,15 +250,22 @@ def sample(
     `seed` and `index` address the extra noise of stochastic samplers.
     """
     how = how or denoiser.sampling
-    if how.sampler not in SAMPLERS:
-        raise ValueError(
-            f"sample: unknown sampler {how.sampler!r}; expected {', '.join(SAMPLERS)}. Pick one."
-        )
     guided = denoiser if how.guidance == 1.0 else Guided(denoiser, how.guidance)
+    fresh: dict[str, Any] = {"seed": seed, "index": index}
     if how.sampler == "ddim":
         return ddim(guided, z, how.steps, label, grid=how.grid, clip=how.clip)
     if how.sampler == "ancestral":
-        return ancestral(
-            guided, z, how.steps, label, grid=how.grid, clip=how.clip, seed=seed, index=index
-        )
-    return heun(guided, z, how.steps, label, grid=how.grid, seed=seed, index=index)
+        return ancestral(guided, z, how.steps, label, grid=how.grid, clip=how.clip, **fresh)
+    if how.sampler == "heun":
+        return heun(guided, z, how.steps, label, grid=how.grid, **fresh)
+    if how.sampler == "few_step":
+        return few_step(guided, z, how.times, label, clip=how.clip, **fresh)
+    if how.sampler == "velocity_heun":
+        return solvers.velocity_heun(guided, z, how.steps, label, grid=how.grid, clip=how.clip)
+    if how.sampler == "dpm":
+        return solvers.dpm(guided, z, how.steps, label, grid=how.grid, clip=how.clip)
+    if how.sampler == "rk45":
+        return solvers.rk45(guided, z, label)
+    raise ValueError(
+        f"sample: unknown sampler {how.sampler!r}; expected {', '.join(SAMPLERS)}. Pick one."
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -123,7 +124,7 @@ class NoiseSchedule:
 
         `kind` is one of the schedule's `grids`: "uniform" in t; "stride" and "quad", Song et al.
         2020's index sequences (LinearVP); "karras", Karras et al. 2022, arXiv:2206.00364, eq. 5
-        with rho = 7 (EDM).
+        with rho = 7, then 0 (EDM); "ramp", the same down to sigma_min, without the 0 (EDM).
         """
         if steps < 1:
             raise ValueError(
@@ -136,6 +137,10 @@ class NoiseSchedule:
 
     def _grid(self, steps: int, kind: str) -> Times:
         return np.linspace(1.0, 0.0, steps + 1)
+
+    def moves(self, steps: int, kind: str = "uniform") -> list[tuple[float, float]]:
+        """(from, to) times of a chain, without the no-ops of a grid that repeats a time."""
+        return [(t, s) for t, s in pairwise(self.grid(steps, kind).tolist()) if t != s]
 
     def config(self) -> dict[str, Any]:
         """What `schedule(**config)` needs to make this one again."""
@@ -215,6 +220,16 @@ class LinearVP(NoiseSchedule):
         table = _log_alpha_bar(self.steps, self.beta)
         return float(np.interp(-log_bar, -table, np.arange(self.steps + 1))) / self.steps
 
+    def time_at(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The times (B,) at which sigma/alpha is what it is for these levels, within [1/steps, 1];
+        asks nothing of the device."""
+        table = _log_alpha_bar_on(self.steps, self.beta, alpha.device)
+        a, s = alpha.double(), sigma.double()
+        wanted = (a.square() / (a.square() + s.square())).log().clamp(table[-1], table[1])
+        right = torch.searchsorted(-table, -wanted).clamp(1, self.steps)
+        share = (wanted - table[right - 1]) / (table[right] - table[right - 1])
+        return ((right - 1 + share) / self.steps).to(alpha.dtype)
+
     def indices(self, steps: int, kind: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """DDPM indices, rising: evenly spaced (`range(0, T, T // S)` where S divides T), or the
         quadratic list of Song et al. 2020 (appendix D.2).
@@ -275,7 +290,7 @@ class EDM(NoiseSchedule):
     """alpha = 1, sigma = sigma_max·t. Karras et al. 2022, arXiv:2206.00364."""
 
     name: ClassVar[str] = "edm"
-    grids: ClassVar[tuple[str, ...]] = ("karras", "uniform")
+    grids: ClassVar[tuple[str, ...]] = ("karras", "ramp", "uniform")
 
     sigma_max: float = 80.0
     sigma_min: float = 0.002
@@ -293,10 +308,22 @@ class EDM(NoiseSchedule):
     def _grid(self, steps: int, kind: str) -> Times:
         if kind == "uniform":
             return super()._grid(steps, kind)
+        if kind == "ramp":
+            return self._ramp(np.linspace(1.0, 0.0, steps + 1))
+        return np.append(self._ramp(1 - np.arange(steps) / max(steps - 1, 1)), 0.0)
+
+    def _ramp(self, u: Times) -> Times:
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        ramp = np.arange(steps) / max(steps - 1, 1)
-        sigmas = (high + ramp * (low - high)) ** self.rho
-        return np.append(np.minimum(sigmas / self.sigma_max, 1.0), 0.0)  # rounding is no time > 1
+        sigmas: Times = (low + u * (high - low)) ** self.rho
+        times: Times = np.minimum(sigmas / self.sigma_max, 1.0)  # rounding is no time > 1
+        return times
+
+    def ramp(self, u: Tensor) -> Tensor:
+        """Times of the rho-ramp: from sigma_min at u = 0 to sigma_max at u = 1. Karras et al. 2022,
+        eq. 5."""
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        times: Tensor = (low + u.double() * (high - low)) ** self.rho / self.sigma_max
+        return times.clamp(max=1.0).to(u.dtype)
 
 
 @dataclass(frozen=True)

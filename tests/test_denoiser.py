@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdgen import nets
 from kdgen.denoiser import (
     READERS,
     SIGMA_DATA,
+    SIGMA_MIN,
     TIMES,
     Denoiser,
     Guided,
@@ -52,21 +54,25 @@ def draw(n: int = 1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
 
 
 def encode(kind: str, x0: Tensor, eps: Tensor, q: Levels) -> Tensor:
-    """The network output that means (x0, eps): the table of conversions, read backwards."""
+    """The network output that means (x0, eps): the table of conversions, read backwards, of the
+    state at unit power (v, score) or in EDM's coordinates."""
     a, s = q.alpha, q.sigma
     x_t = a * x0 + s * eps
-    y, sigma = x_t / a, s / a
+    y, sigma, size = x_t / a, s / a, (a**2 + s**2).sqrt()
     c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
     c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
+    above = sigma - SIGMA_MIN
+    kept = SIGMA_DATA**2 / (above**2 + SIGMA_DATA**2)
     return {
         "x0": x0,
         "eps": eps,
-        "v": a * eps - s * x0,
+        "v": (a * eps - s * x0) / size,
         "both": torch.cat([x0, eps], 1),
-        "velocity": q.d_alpha * x0 + q.d_sigma * eps,
-        "score": -eps / s,
+        "velocity": eps - x0,
+        "score": -eps * size / s,
         "edm": (x0 - c_skip * y) / c_out,
-        "residual": x_t / (a**2 + s**2).sqrt() - x0,
+        "consistency": (x0 - kept * y) / (c_out * above / sigma),
+        "residual": x_t / size - x0,
     }[kind]
 
 
@@ -98,6 +104,43 @@ def test_every_kind_gives_back_what_was_encoded_in_float32(kind: str, schedule: 
     torch.testing.assert_close(guess.eps, eps, rtol=0, atol=6e-6)
 
 
+@pytest.mark.parametrize("time", TIMES)
+@every_schedule
+@every_kind
+def test_a_denoiser_is_the_same_on_every_path(
+    kind: str, schedule: NoiseSchedule, time: str, lively: Callable[..., nn.Module]
+):
+    """Equal images at equal sigma/alpha: Karras et al. 2022, eq. 4, and its relatives."""
+    heads = 2 if kind == "both" else 1
+    net = nets.UNet(nets.UNetConfig(8, 3, out_channels=3 * heads, width=8, mult=(1,)))
+    home = Denoiser(lively(net).double(), LinearVP(), kind, time)
+    if schedule.levels(1.0)[0] < 1e-3 and (kind in ("eps", "score") or time == "log_sigma"):
+        pytest.skip("refused: infinite at the end of this path")
+    away = home.copy(schedule=schedule)
+    x0, eps = (F.pad(x, (2, 2, 2, 2)) for x in draw())
+    for ratio in (0.05, 0.7, 9.0):
+        guesses = []
+        for d in (home, away):
+            t = d.schedule.t_of_sigma(ratio)
+            alpha, sigma = d.schedule.levels(t)
+            guesses.append(d(alpha * (x0 + sigma / alpha * eps), t).x0)
+        torch.testing.assert_close(*guesses, rtol=1e-4, atol=1e-5)
+
+
+def test_an_index_of_other_betas_has_no_meaning_on_another_path():
+    net = nets.UNet(nets.UNetConfig(8, channels=1, width=8, mult=(1,)))
+    odd = Denoiser(net, LinearVP(steps=100), "eps")
+    assert odd.copy(schedule=LinearVP(steps=100)).time == "index"
+    with pytest.raises(ValueError, match="counts the steps of LinearVP"):
+        odd.copy(schedule=EDM())
+
+
+def test_a_consistency_model_is_the_identity_at_its_boundary():
+    model = Denoiser(exact.Affine((1, 4, 4), 3.0, 1.0).double(), EDM(), "consistency")
+    x_t = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(model(x_t, 0.002 / 80).x0, x_t, rtol=1e-12, atol=1e-12)
+
+
 @every_schedule
 @given(t=st.floats(0.02, 0.98))
 def test_units_of_a_prediction_agree(schedule: NoiseSchedule, t: float):
@@ -105,9 +148,9 @@ def test_units_of_a_prediction_agree(schedule: NoiseSchedule, t: float):
     time = torch.tensor([t], dtype=torch.float64)
     q = Levels(schedule, time, x0)
     guess = Prediction(schedule.noise(x0, eps, time), x0, q)
-    torch.testing.assert_close(guess.v, encode("v", x0, eps, q), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(guess.score, encode("score", x0, eps, q), rtol=1e-8, atol=1e-8)
-    slope = encode("velocity", x0, eps, q)
+    torch.testing.assert_close(guess.v, q.alpha * eps - q.sigma * x0, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(guess.score, -eps / q.sigma, rtol=1e-8, atol=1e-8)
+    slope = q.d_alpha * x0 + q.d_sigma * eps
     torch.testing.assert_close(guess.velocity, slope, rtol=1e-8, atol=1e-8)
     h = 1e-6
     ahead, behind = (schedule.noise(x0, eps, time + d) for d in (h, -h))
