@@ -16,7 +16,7 @@ from kdgen.errors import DataError
 from kdgen.methods.base import Batch, Method
 from kdgen.noise import Stream
 
-_UNIFORMS = 4
+_PHASE = 8  # bits of a stream's number below the phase's
 
 
 class Source(Protocol):
@@ -46,33 +46,42 @@ class Batches:
     shape: tuple[int, int, int]
     classes: int
 
-    def __call__(self, k: int, progress: float) -> Batch:
-        """Batch number k (from 0); `progress` is the fraction of the run done."""
+    def __call__(self, k: int, progress: float, phase: int = 0) -> Batch:
+        """Batch number k (from 0); `progress` is the fraction of the round done. Every phase has
+        draws of its own, and the same images."""
         first = k * self.size
         index = noise.addresses(first, self.size, self.device)
-        z, x0, label = self._take(first, index)
-        drawn = self.method.draws
+        z, x0, label = self._take(first, index, phase)
+        drawn, count = self.method.draws, self.method.uniforms
         if z is None:
-            z = self._normal(Stream.TRAIN_Z, index, "z" in drawn)
+            z = self._normal(Stream.TRAIN_Z + (phase << _PHASE), index, "z" in drawn)
         return Batch(
             x0=x0,
             z=z,
-            eps=self._normal(Stream.TRAIN_EPS, index, "eps" in drawn),
-            u=noise.uniform(self.seed, Stream.TRAIN_U, index, _UNIFORMS if "u" in drawn else 0),
+            eps=self._normal(Stream.TRAIN_EPS + (phase << _PHASE), index, "eps" in drawn),
+            u=noise.uniform(
+                self.seed,
+                Stream.TRAIN_U + (phase << _PHASE),
+                index,
+                count if "u" in drawn else 0,
+            ),
             progress=torch.full((), progress, device=self.device),
             label=label if self.classes else None,
             index=index,
         )
 
-    def _normal(self, stream: Stream, index: Tensor, drawn: bool) -> Tensor:
+    def _normal(self, stream: int, index: Tensor, drawn: bool) -> Tensor:
         if not drawn:
             return torch.empty(0, device=self.device)
         return noise.normal(self.seed, stream, index, self.shape)
 
-    def _take(self, first: int, index: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def _take(
+        self, first: int, index: Tensor, phase: int
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """(z or None, x0, label)."""
         if self.source is None:
-            label = noise.classes(self.seed, Stream.PAIR_LABEL, index, max(self.classes, 1))
+            stream = Stream.PAIR_LABEL + (phase << _PHASE)
+            label = noise.classes(self.seed, stream, index, max(self.classes, 1))
             return None, torch.empty(0, device=self.device), label
         which = indices(len(self.source), self.seed, first, self.size)
         *z, x0, label = self.source.take(which)

@@ -99,11 +99,13 @@ def _gamma(sigma_rel: float) -> float:
 
 
 class Average:
-    """A denoiser that follows another as an average of its weights."""
+    """A denoiser that follows another as an average of its weights: `follower`, or a copy made
+    here."""
 
-    def __init__(self, source: Denoiser, ema: Ema, batch: int) -> None:
-        self.denoiser = source.copy().eval().requires_grad_(False)
-        self._ema, self._batch, self._source = ema, batch, source
+    def __init__(self, source: Denoiser, follower: Denoiser | None = None) -> None:
+        follower = source.copy() if follower is None else follower
+        self.denoiser = follower.eval().requires_grad_(False)
+        self._source = source
         self._mine: list[Tensor] = list(self.denoiser.parameters())
         self._theirs: list[Tensor] = list(source.parameters())
         self._buffers = list(zip(self.denoiser.buffers(), source.buffers(), strict=True))
@@ -113,10 +115,10 @@ class Average:
         self.denoiser.load_state_dict(self._source.state_dict())
 
     @torch.no_grad()
-    def update(self, step: int, fault: Tensor) -> None:
-        """Take in the weights after update number `step` (from 1), unless `fault`, a scalar on the
-        device, says that it was left out; buffers are copied."""
-        taken = torch.where(fault == 0, 1 - self._ema.kept(step, self._batch), 0.0)
+    def update(self, kept: float, fault: Tensor) -> None:
+        """Take in new weights and keep this share of the average, unless `fault`, a scalar on the
+        device, says that the update was left out; buffers are copied."""
+        taken = torch.where(fault == 0, 1 - kept, 0.0)
         weights = [taken.to(x.dtype).expand_as(x) for x in self._mine]
         torch._foreach_lerp_(self._mine, self._theirs, weights)
         for mine, theirs in self._buffers:

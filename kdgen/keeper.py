@@ -45,7 +45,7 @@ class Keeper:
             "frozen": {
                 role: tensors_digest(loop.nets[role].state_dict())
                 for role in loop.roles
-                if role not in loop.learners
+                if role not in self._moving
             },
         }
 
@@ -90,9 +90,10 @@ class Keeper:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         loop = self.loop
         files: dict[str, dict[str, Tensor]] = {}
-        for role, learner in loop.learners.items():
+        for role in self._moving:
             files[f"{role}.safetensors"] = dict(loop.nets[role].state_dict())
-            files[f"{role}.adam.safetensors"] = learner.tensors()
+        for name, learner in loop.learners.items():
+            files[f"{name}.adam.safetensors"] = learner.tensors()
         if loop.average is not None:
             files["ema.safetensors"] = dict(loop.average.denoiser.state_dict())
         if loop.round > 0:  # a promoted teacher exists nowhere else
@@ -118,9 +119,10 @@ class Keeper:
     def _restore(self, found: Checkpoint) -> None:
         loop = self.loop
         loop.done = self.saved = found.facts["step"]
-        for role, learner in loop.learners.items():
+        for role in self._moving:
             _fill(loop.nets[role], found, f"{role}.safetensors")
-            learner.restore(found.read(f"{role}.adam.safetensors"))
+        for name, learner in loop.learners.items():
+            learner.restore(found.read(f"{name}.adam.safetensors"))
         if loop.average is not None:
             _fill(loop.average.denoiser, found, "ema.safetensors")
         if loop.round > 0:
@@ -130,13 +132,20 @@ class Keeper:
         ledger.strikes = found.facts["strikes"]
         ledger.last = state["last"].view(torch.float32).to(loop.device)
         ledger.sums = state["sums"].to(loop.device)
+        loop.restored()
+
+    @property
+    def _moving(self) -> tuple[str, ...]:
+        """The roles whose weights change."""
+        trained = {role for learner in self.loop.learners.values() for role in learner.roles}
+        return tuple(r for r in self.loop.roles if r in trained or r == "target")
 
     def _size(self) -> int:
-        """Bytes of a checkpoint: weights and two moments of each trained role, and the average."""
+        """Bytes of a checkpoint: weights and two moments of each trained role, and the averages."""
         loop = self.loop
-        trained = size_of({role: dict(loop.nets[role].state_dict()) for role in loop.learners})
+        sizes = {r: size_of({r: dict(loop.nets[r].state_dict())}) for r in self._moving}
         average = size_of({"": dict(loop.average.denoiser.state_dict())}) if loop.average else 0
-        return 3 * trained + average
+        return 3 * sum(sizes.values()) - 2 * sizes.get("target", 0) + average
 
 
 def _fill(denoiser: Any, found: Checkpoint, file: str) -> None:

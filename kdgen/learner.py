@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -27,23 +27,28 @@ class Outcome(NamedTuple):
 
 
 class Learner:
-    """Adam on the parameters of `denoiser` that require gradients now; ValueError if none does."""
+    """Adam on the parameters of these roles that require gradients now; ValueError if none does."""
 
     def __init__(
         self,
-        role: str,
-        denoiser: Denoiser,
+        nets: Mapping[str, Denoiser],
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
         clip: float | None,
     ) -> None:
-        self.role, self.denoiser, self._clip = role, denoiser, clip
-        self.params = {n: p for n, p in denoiser.named_parameters() if p.requires_grad}
+        self.roles, self._clip = tuple(nets), clip
+        self.name = "+".join(nets)
+        self.params = {
+            n if len(nets) == 1 else f"{role}.{n}": p
+            for role, net in nets.items()
+            for n, p in net.named_parameters()
+            if p.requires_grad
+        }
         if not self.params:
             raise ValueError(
-                f"fit: no parameter of {role} requires gradients; expected some. Call "
-                f"{role}.requires_grad_(True)."
+                f"fit: no parameter of {self.name} requires gradients; expected some. Call "
+                "requires_grad_(True) on it."
             )
         self.lr = torch.zeros((), device=self.device)
         self.optimizer = torch.optim.AdamW(
@@ -74,7 +79,7 @@ class Learner:
         grads = [p.grad for p in self.params.values() if p.grad is not None]
         if not grads:
             raise ValueError(
-                f"fit: the loss does not reach {self.role}; expected gradients. Check its phase."
+                f"fit: the loss does not reach {self.name}; expected gradients. Check its phase."
             )
         norm = torch.nn.utils.get_total_norm(grads)
         fault = torch.where(total.isfinite(), torch.where(norm.isfinite(), 0, 2), 1)
@@ -85,7 +90,7 @@ class Learner:
     def _checked(self, values: Tensor, part: Batch) -> Tensor:
         if values.shape != part.index.shape or not values.requires_grad:
             raise ValueError(
-                f"fit: the loss of {self.role} has shape {tuple(values.shape)}, requires_grad "
+                f"fit: the loss of {self.name} has shape {tuple(values.shape)}, requires_grad "
                 f"{values.requires_grad}; "
                 f"expected {tuple(part.index.shape)} and True. Return one value per image."
             )

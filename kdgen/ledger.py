@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ class Ledger:
     def __init__(self, phases: Sequence[str], training: Training, device: torch.device) -> None:
         self.phases, self.training, self.device = phases, training, device
         self.lines: Callable[..., None] = lambda step, **values: None
+        self.rate: Callable[[int], float] = training.rate  # learning rate of update number step
+        self.gauges: dict[str, Tensor] = {}  # what the next line also says
         self.saved: Callable[[], int] = lambda: 0  # the newest step on disk
         self.strikes = 0  # updates left out in a row
         # By phase: loss and gradient norm of the last update; their sums and count since the last
@@ -49,7 +52,7 @@ class Ledger:
         On a GPU looking waits for it, so it happens every `log_every` steps, at the last one, or
         `now`. Raises NonFiniteError after `skips` faulty steps in a row.
         """
-        due = not now and (last or self._step % self.training.log_every == 0)
+        due = not now and self.due(self._step, last)
         if not (due or now or self.device.type == "cpu"):
             return
         faults = torch.stack([f for _, f in self._unread]).tolist() if self._unread else []
@@ -58,6 +61,10 @@ class Ledger:
         self._unread.clear()
         if due:
             self._line()
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether a line is written after this step."""
+        return last or step % self.training.log_every == 0
 
     def _judge(self, step: int, codes: list[int]) -> None:
         if not any(codes):
@@ -79,7 +86,7 @@ class Ledger:
         good = f"last good checkpoint step {saved}" if saved else "no checkpoint yet"
         advice = "a lower lr or precision fp32" if t.precision == "bf16" else "a lower lr"
         return (
-            f"fit: {what} not finite at step {step} (lr {t.rate((step - 1) % t.steps):.2g}, "
+            f"fit: {what} not finite at step {step} (lr {self.rate(step):.2g}, "
             f"{t.precision}); "
             f"expected finite numbers. {self.strikes} updates in a row (positions "
             f"{first}…{step * t.batch - 1} "
@@ -90,12 +97,14 @@ class Ledger:
         t, step = self.training, self._step
         values: dict[str, Any] = {
             "images": step * t.batch,
-            "lr": short(t.rate((step - 1) % t.steps)),
+            "lr": short(self.rate(step)),
         }
         for phase, (loss, norm, count) in zip(self.phases, self.sums.tolist(), strict=True):
             tail = f"_{phase}" if len(self.phases) > 1 else ""
             values["loss" + tail] = short(loss / count) if count else None
             values["grad_norm" + tail] = short(norm / count) if count else None
+        for name, value in self.gauges.items():
+            values[name] = short(v) if math.isfinite(v := float(value)) else None
         self.lines(step, **values)
         self.sums.zero_()
 

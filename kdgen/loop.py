@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -29,7 +31,8 @@ class Step:
 
     number counts finished updates from 1 over all rounds, of `steps`; round counts from 0. loss and
     grad_norm are those of the student's phase, `losses` and `grad_norms` have all by phase. nets
-    and ema are live, not copies.
+    and ema are live, not copies. method is the round's, ends_round whether this was its last
+    update.
     """
 
     number: int
@@ -42,6 +45,8 @@ class Step:
     phase: str
     nets: Nets
     ema: Denoiser
+    method: Method
+    ends_round: bool
 
     @property
     def loss(self) -> Tensor:
@@ -84,9 +89,13 @@ class Loop:
     ) -> None:
         self.plan, self.training = list(method.rounds()), training
         check_nets(method, len(self.plan), nets)
+        # Updates done at the beginning of every round, and after the last.
+        lengths = (max(1, round(training.steps * m.length)) for m in self.plan)
+        self.starts = list(accumulate(lengths, initial=0))
         self.roles, self.phases = tuple(method.roles), tuple(method.phases)
         self.nets = Nets(nets)
         student = self.nets.student
+        self.plan[0].check(self.nets)
         check_source(method, student, source, training.flip)
         self.device = next(student.parameters()).device if device is None else torch.device(device)
         for role in self.roles:
@@ -94,27 +103,41 @@ class Loop:
         facts = student.shape, student.classes
         t = training
         self.batches = Batches(method, source, t.batch, t.seed, t.flip, self.device, *facts)
-        trained = dict.fromkeys(method.trains[p] for p in self.phases)
-        self.learners = {role: self._learner(role) for role in trained}
-        self.average = None if t.ema.kind == "none" else Average(student, t.ema, t.batch)
+        trained = dict.fromkeys(method.trained(p) for p in self.phases)
+        self.learners = {"+".join(roles): self._learner(roles) for roles in trained}
+        self.average = None if t.ema.kind == "none" else Average(student)
+        self.target = Average(student, self.nets["target"]) if "target" in self.roles else None
         self.ledger = Ledger(self.phases, t, self.device)
+        self.ledger.rate = self.rate_of
         self.keeper: Saves | None = None
         self.done = 0  # updates finished, over all rounds
-        self._active = ""  # the role being trained
+        self._active: tuple[str, ...] = ()  # the roles being trained
 
-    def _learner(self, role: str) -> Learner:
+    def _learner(self, roles: tuple[str, ...]) -> Learner:
         t = self.training
-        return Learner(role, self.nets[role], t.betas, t.adam_eps, t.weight_decay, t.clip)
+        nets = {role: self.nets[role] for role in roles}
+        return Learner(nets, t.betas, t.adam_eps, t.weight_decay, t.clip)
 
     @property
     def total(self) -> int:
         """Updates in all rounds."""
-        return len(self.plan) * self.training.steps
+        return self.starts[-1]
 
     @property
     def round(self) -> int:
         """The round that the last update belongs to."""
-        return max(0, self.done - 1) // self.training.steps
+        return self.place(max(1, self.done))[0]
+
+    def place(self, step: int) -> tuple[int, int, int]:
+        """Of update number `step` (from 1): its round, the updates of the round before it, and all
+        updates of that round."""
+        r = bisect_left(self.starts, step) - 1
+        return r, step - 1 - self.starts[r], self.starts[r + 1] - self.starts[r]
+
+    def rate_of(self, step: int) -> float:
+        """The learning rate of update number `step` (from 1)."""
+        _, k, steps = self.place(step)
+        return self.training.rate(k, steps)
 
     def steps(self) -> Iterator[Step]:
         """The generator that `fit` returns."""
@@ -135,83 +158,124 @@ class Loop:
 
     def _advance(self) -> None:
         """One update of every phase."""
-        k = self.done % self.training.steps  # updates done in this round
-        if k == 0 and self.done:
-            self._promote()
-        outcomes = [self._update(phase, k) for phase in self.phases]
+        r, k, steps = self.place(self.done + 1)
+        if k == 0:
+            self._begin(r)
+        outcomes = [self._update(phase, p) for p, phase in enumerate(self.phases)]
+        fault = self._fault(outcomes)
         if self.average is not None:
-            self.average.update(k + 1, self._fault(outcomes))
+            self.average.update(self.training.ema.kept(k + 1, self.training.batch), fault)
+        if self.target is not None:
+            self.target.update(self.plan[r].keeps(k / steps), fault)
         self.done += 1
         self.ledger.note(self.done, outcomes)
-        self.ledger.read(last=self.done == self.total)
+        last = self.done == self.total
+        if self.ledger.due(self.done, last):
+            self.ledger.gauges = self._gauges()
+        self.ledger.read(last=last)
 
     def _fault(self, outcomes: list[Outcome]) -> Tensor:
         """0 if every update of the student was made."""
-        roles = (self.plan[0].trains[phase] for phase in self.phases)
-        faults = [o.fault for o, r in zip(outcomes, roles, strict=True) if r == "student"]
+        roles = (self.plan[0].trained(phase) for phase in self.phases)
+        faults = [o.fault for o, r in zip(outcomes, roles, strict=True) if "student" in r]
         return torch.stack(faults).amax() if faults else torch.zeros((), device=self.device)
 
-    def _update(self, phase: str, k: int) -> Outcome:
-        t, method = self.training, self.plan[self.done // self.training.steps]
-        learner = self.learners[method.trains[phase]]
-        self._activate(learner.role)
-        learner.lr.fill_(t.rate(k))
-        batch = self.batches(self.done, k / t.steps)
+    def _update(self, phase: str, p: int) -> Outcome:
+        t, (r, k, steps) = self.training, self.place(self.done + 1)
+        method = self.plan[r]
+        learner = self.learners["+".join(method.trained(phase))]
+        self._activate(learner)
+        learner.lr.fill_(t.rate(k, steps))
+        batch = self.batches(self.done, k / steps, p)
         with _seeded(_dropout_seed(t.seed, self.done, phase), self.device):
             return learner.update(
                 split(batch, t.accumulate), t.batch, partial(self._loss, method, phase)
             )
 
     def _loss(self, method: Method, phase: str, batch: Batch) -> Tensor:
-        # No cache: a weight cast under no_grad would be reused where gradients are wanted.
-        bf16 = self.training.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        with self._autocast():
             return method.loss(phase, self.nets, batch)
 
-    def _activate(self, role: str) -> None:
-        """Train `role` alone; gradients still pass through the others to their inputs."""
-        if self._active != role:
+    def _autocast(self) -> torch.autocast:
+        # No cache: a weight cast under no_grad would be reused where gradients are wanted.
+        bf16 = self.training.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+    def _gauges(self) -> dict[str, Tensor]:
+        """The method's gauges on the last batch, with the weights after it."""
+        r, k, steps = self.place(self.done)
+        if type(self.plan[r]).gauges is Method.gauges:
+            return {}
+        for role in self.roles:
+            self.nets[role].eval()
+        batch = self.batches(self.done - 1, k / steps, len(self.phases) - 1)
+        with torch.no_grad(), self._autocast():
+            return self.plan[r].gauges(self.nets, batch)
+
+    def _activate(self, learner: Learner) -> None:
+        """Train its roles alone; gradients still pass through the others to their inputs."""
+        roles = learner.roles
+        if self._active != roles:
             for name in self.roles:
                 self.nets[name].requires_grad_(False)
-            for p in self.learners[role].params.values():
+            for p in learner.params.values():
                 p.requires_grad_(True)
-            self._active = role
+            self._active = roles
         for name in self.roles:
-            if self.nets[name].training != (name == role):  # the caller may have sampled in between
-                self.nets[name].train(name == role)
+            # The caller may have sampled in between.
+            if self.nets[name].training != (name in roles):
+                self.nets[name].train(name in roles)
 
-    def _promote(self) -> None:
-        """Start a round: the student becomes the teacher; moments and average start anew."""
-        self.replace_teacher()
-        for learner in self.learners.values():
-            learner.reset()
+    def _begin(self, r: int) -> None:
+        """Start round r; after the first, the student becomes the teacher and moments and averages
+        start anew."""
+        if r:
+            self.replace_teacher()
+            for learner in self.learners.values():
+                learner.reset()
+            for average in (self.average, self.target):
+                if average is not None:
+                    average.reset()
+        self._set_sampling(r)
+
+    def _set_sampling(self, r: int) -> None:
+        """The student is sampled the way its round says."""
+        student = self.nets.student
+        student.sampling = self.plan[r].sampling(student)
         if self.average is not None:
-            self.average.reset()
+            self.average.denoiser.sampling = student.sampling
 
     def replace_teacher(self) -> None:
         """By a copy of the student's raw weights; the caller's own denoiser stays as it is."""
         self.nets["teacher"] = self.nets.student.copy().requires_grad_(False).eval()
 
+    def restored(self) -> None:
+        """Called when the weights of a checkpoint are in place."""
+        self._set_sampling(self.round)
+
     def _report(self) -> Step:
         losses, norms = self.ledger.last.unbind(1)
+        r, k, steps = self.place(max(1, self.done))
         return Step(
             number=self.done,
             steps=self.total,
-            round=self.round,
+            round=r,
             images=self.done * self.training.batch,
-            lr=self.training.rate((self.done - 1) % self.training.steps),
+            lr=self.rate_of(self.done),
             losses=dict(zip(self.phases, losses, strict=True)),
             grad_norms=dict(zip(self.phases, norms, strict=True)),
             phase=main_phase(self.plan[0]),
             nets=self.nets,
             ema=self.nets.student if self.average is None else self.average.denoiser,
+            method=self.plan[r],
+            ends_round=k + 1 == steps,
         )
 
 
 def main_phase(method: Method) -> str:
     """The last phase that trains the student."""
     return next(
-        (p for p in reversed(method.phases) if method.trains[p] == "student"), method.phases[-1]
+        (p for p in reversed(method.phases) if "student" in method.trained(p)), method.phases[-1]
     )
 
 
@@ -226,10 +290,11 @@ def check_nets(method: Method, rounds: int, nets: Mapping[str, Denoiser]) -> Non
                 "it in nets."
             )
     for phase in method.phases:
-        if (trained := method.trains.get(phase)) not in method.roles:
+        trained = method.trained(phase) if phase in method.trains else ()
+        if not trained or not set(trained) <= set(method.roles) - {"target"}:
             raise ValueError(
-                f"fit: phase {phase!r} of {method.name} trains {trained!r}; expected one of "
-                f"{needed}. Correct `trains`."
+                f"fit: phase {phase!r} of {method.name} trains {', '.join(trained) or 'nothing'}; "
+                f"expected some of {needed}, without target. Correct `trains`."
             )
     if len({id(nets[role]) for role in method.roles}) < len(method.roles):
         raise ValueError(

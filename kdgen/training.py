@@ -24,12 +24,14 @@ __all__ = ["Ema", "Step", "Training", "fit"]
 class Training:
     """How to train, whatever the method.
 
-    steps: optimizer updates per round; batch: images per update, in `accumulate` equal parts; lr:
-    Adam's rate after `warmup` updates of linear rise, falling to 0 over `steps` unless `decay` is
-    "constant"; weight_decay: decoupled, per update and unit of lr; clip: largest global gradient
-    norm, None for no limit; precision: "bf16" runs networks under autocast, weights stay float32;
-    flip: mirror half of the images; save_every, log_every: in steps; skips: this many updates in a
-    row that are not finite stop the run.
+    steps: optimizer updates per round (times the round's `Method.length`); batch: images per
+    update, in `accumulate` equal parts; lr: Adam's rate after `warmup` updates of linear rise,
+    falling to 0 over the round unless `decay` is "constant"; weight_decay: decoupled, per update
+    and unit of lr; optimizer: "radam" multiplies Adam's rate by the rectification of Liu et al.
+    2019, arXiv:1908.03265, algorithm 2 (by 0 where that is undefined, the first five updates);
+    clip: largest global gradient norm, None for no limit; precision: "bf16" runs networks under
+    autocast, weights stay float32; flip: mirror half of the images; save_every, log_every: in
+    steps; skips: this many updates in a row that are not finite stop the run.
     """
 
     steps: int
@@ -40,6 +42,7 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
     weight_decay: float = 0.0
+    optimizer: Literal["adam", "radam"] = "adam"
     clip: float | None = 1.0
     accumulate: int = 1
     ema: Ema = field(default_factory=Ema)
@@ -78,6 +81,7 @@ class Training:
         for name, known in (
             ("decay", ("constant", "linear", "cosine")),
             ("precision", ("fp32", "bf16")),
+            ("optimizer", ("adam", "radam")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -85,16 +89,29 @@ class Training:
                     f"{', '.join(known)}. Pick one."
                 )
 
-    def rate(self, done: int) -> float:
-        """Adam's learning rate for the update after `done` updates of a round."""
+    def rate(self, done: int, steps: int | None = None) -> float:
+        """Adam's learning rate for the update after `done` of a round's updates (`steps`)."""
         rise = min(1.0, (done + 1) / self.warmup) if self.warmup else 1.0
-        share = done / self.steps
+        if self.optimizer == "radam":
+            rise *= rectification(done + 1, self.betas[1])
+        share = done / (steps or self.steps)
         fall = {
             "constant": 1.0,
             "linear": 1 - share,
             "cosine": 0.5 * (1 + math.cos(math.pi * share)),
         }
         return self.lr * rise * fall[self.decay]
+
+
+def rectification(step: int, beta2: float) -> float:
+    """What the variance of Adam's step size at update number `step` (from 1) calls for. Liu et al.
+    2019, arXiv:1908.03265, algorithm 2; 0 where that variance is infinite."""
+    last = 2 / (1 - beta2) - 1
+    rho = last - 2 * step * beta2**step / (1 - beta2**step)
+    if rho <= 5:  # as the authors' code; the variance is finite above 4
+        return 0.0
+    top = (rho - 4) * (rho - 2) * last
+    return math.sqrt(top / ((last - 4) * (last - 2) * rho))
 
 
 def fit(

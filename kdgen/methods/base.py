@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from kdgen import samplers
-from kdgen.denoiser import Denoiser
+from kdgen.denoiser import Denoiser, Sampling
+from kdgen.nets import UNet
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class Batch:
     """One training batch; every draw a method may use arrives in it.
 
     x0 clean images in [-1, 1] (B, C, H, W), or the teacher's image of z in a batch of pairs; z and
-    eps unit noise like x0; u uniforms in (0, 1) (B, 4); progress the fraction of the run done, a
-    scalar tensor; label (B,) int64 or None; index (B,) int64, each image's position in the run.
+    eps unit noise like x0; u uniforms in (0, 1) (B, 4, or as many as the method asks); progress
+    the fraction of the round done, a scalar tensor; label (B,) int64 or None; index (B,) int64,
+    each image's position in the run.
     """
 
     x0: Tensor
@@ -50,27 +52,69 @@ class Nets(dict[str, Denoiser]):
 class Method:
     """Base of all methods.
 
-    `roles` are the denoisers it needs, `trains` the role each phase updates (the loop freezes the
-    others), `data` what a batch's x0 is: "images", "pairs" of the teacher (z, x0), or "noise": x0
-    is empty and the method learns from z alone, `draws` which of z, eps and u it uses: the loop
-    leaves the others empty.
+    `roles` are the denoisers it needs; `trains` the role, or roles together, that each phase
+    updates (the loop freezes the others); `data` what a batch's x0 is: "images", "pairs" of the
+    teacher (z, x0), or "noise": x0 is empty and the method learns from z alone; `draws` which of z,
+    eps and u it uses: the loop leaves the others empty; `uniforms` how many u an image gets. The
+    role "target" is never trained: the loop keeps it as an average of the student.
     """
 
     name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]] = ("student", "teacher")
     phases: ClassVar[tuple[str, ...]] = ("main",)
-    trains: ClassVar[Mapping[str, str]] = {"main": "student"}
+    trains: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"main": "student"}
     data: ClassVar[str] = "images"
     draws: ClassVar[tuple[str, ...]] = ("z", "eps", "u")
+    uniforms: ClassVar[int] = 4
 
     def loss(self, phase: str, nets: Nets, batch: Batch) -> Tensor:
         """(B,) one value per image, unreduced."""
         raise NotImplementedError
 
+    @property
+    def cost(self) -> float:
+        """Evaluations of the network per training image and step; a backward pass counts as two."""
+        raise NotImplementedError
+
+    def student(self, teacher: Denoiser) -> Denoiser:
+        """The untrained student of a teacher: a copy without its dropout."""
+        return without_dropout(teacher)
+
+    def cast(self, teacher: Denoiser, student: Denoiser | None = None) -> Nets:
+        """All roles, independent of the teacher given; the teacher on the student's path."""
+        student = self.student(teacher) if student is None else student
+        nets = Nets({"student": student})
+        if "teacher" in self.roles:
+            nets["teacher"] = teacher.copy(schedule=student.schedule)
+        if "target" in self.roles:
+            nets["target"] = student.copy()
+        return nets
+
+    def check(self, nets: Nets) -> None:
+        """ValueError where these denoisers do not suit the method; called before the first step."""
+
+    def sampling(self, student: Denoiser) -> Sampling:
+        """How this round's student is sampled; the loop stores it with the student."""
+        return student.sampling
+
     def rounds(self) -> Iterator[Method]:
         """The runs this method consists of; between them the loop promotes the student to
         teacher."""
         yield self
+
+    @property
+    def length(self) -> float:
+        """Updates of this round, relative to `Training.steps`."""
+        return 1.0
+
+    def keeps(self, progress: float) -> float:
+        """Share of the old "target" that one update of the student leaves, at this fraction of the
+        round."""
+        return 0.0
+
+    def gauges(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
+        """Scalars worth watching, by name; computed for the log alone, without gradients."""
+        return {}
 
     def generate(self, student: Denoiser, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Images from unit noise z, the way this method's student is sampled."""
@@ -79,6 +123,17 @@ class Method:
     def config(self) -> dict[str, Any]:
         """JSON-able hyper-parameters with the method's name."""
         return {"method": self.name, **asdict(self)}
+
+    def trained(self, phase: str) -> tuple[str, ...]:
+        """The roles that a phase updates."""
+        roles = self.trains[phase]
+        return (roles,) if isinstance(roles, str) else tuple(roles)
+
+
+def without_dropout(denoiser: Denoiser, **changes: Any) -> Denoiser:
+    """`denoiser.copy(**changes)` whose network, where it is a U-Net, drops nothing."""
+    net = denoiser.net.copy(dropout=0.0) if isinstance(denoiser.net, UNet) else None
+    return denoiser.copy(**changes, **({} if net is None else {"net": net}))
 
 
 def per_image_mean(x: Tensor) -> Tensor:

@@ -134,6 +134,44 @@ class Halving(Method):
         return per_image_mean((nets.student(batch.z, self.level).x0 - target).square())
 
 
+@dataclass(frozen=True)
+class Ensemble(Method):
+    """Two roles trained by one loss, a target that follows the student, rounds of unequal length,
+    a gauge and a sampling of their own."""
+
+    name: ClassVar[str] = "ensemble"
+    roles: ClassVar[tuple[str, ...]] = ("student", "teacher", "target", "helper")
+    trains: ClassVar[dict[str, tuple[str, ...]]] = {"main": ("student", "helper")}
+    uniforms: ClassVar[int] = 2
+
+    level: float = 1.0
+
+    def rounds(self) -> Any:
+        for level in (1.0, 0.5):
+            yield Ensemble(level)
+
+    @property
+    def length(self) -> float:
+        return self.level
+
+    def keeps(self, progress: float) -> float:
+        return 0.5 + progress / 4
+
+    def sampling(self, student: Denoiser) -> Sampling:
+        return Sampling(steps=int(8 * self.level))
+
+    def gauges(self, nets: Any, batch: Any) -> dict[str, Tensor]:
+        assert not torch.is_grad_enabled()
+        assert not any(nets[role].training for role in self.roles)
+        return {"gap": (nets.student(batch.z, 1.0).x0 - nets.target(batch.z, 1.0).x0).abs().mean()}
+
+    def loss(self, phase: str, nets: Any, batch: Any) -> Tensor:
+        with torch.no_grad():
+            wanted = nets.teacher(batch.z, 1.0).x0 + nets.target(batch.z, 1.0).x0
+        both = nets.student(batch.z, 1.0).x0 + nets.helper(batch.z, 1.0).x0
+        return per_image_mean((both - wanted).square()) + 0 * batch.u.sum(1)
+
+
 def training(**changes: Any) -> Training:
     usual: dict[str, Any] = {
         "steps": 20,
@@ -161,5 +199,5 @@ def _one_thread() -> Any:
 def toy() -> SimpleNamespace:
     return SimpleNamespace(
         Net=Net, Source=Source, Denoise=Denoise, Duel=Duel, Halving=Halving,
-        denoiser=denoiser, build=build, training=training,
+        Ensemble=Ensemble, denoiser=denoiser, build=build, training=training,
     )  # fmt: skip

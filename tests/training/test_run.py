@@ -59,7 +59,7 @@ def content(folder):
 # Resuming
 
 
-@pytest.mark.parametrize("method", ["Denoise", "Duel", "Halving"])
+@pytest.mark.parametrize("method", ["Denoise", "Duel", "Halving", "Ensemble"])
 @pytest.mark.parametrize("until", [1, 5, 7, 11, 20])
 def test_a_resumed_run_equals_an_uninterrupted_one(train, toy, method, until):
     method = getattr(toy, method)()
