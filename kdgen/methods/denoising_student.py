@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from kdgen import samplers
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.methods.base import Batch, Method, Nets, per_image_mean
-from kdgen.nets import UNet
+from kdgen.methods.base import Batch, Method, Nets, per_image_mean, without_dropout
 
 FORMS = ("residual", "x0")
 ERRORS = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
@@ -25,7 +24,7 @@ class DenoisingStudent(Method):
     2021, arXiv:2101.02388.
 
     The pairs (z, x0) come from a store made once (`kdgen.pairs`), or, with `online`, from the
-    teacher as training goes: the way `sampling` (default: the teacher's own) says. `form` is the
+    teacher as training goes: the way `how` (default: the teacher's own) says. `form` is the
     student's output: "residual" reads the network as z − F(z), the paper's; "x0" as the image
     itself. The released CIFAR-10 run used l1, CelebA and LSUN l2; both were summed over pixels,
     here they are means (Adam does not see the difference).
@@ -38,7 +37,7 @@ class DenoisingStudent(Method):
     error: Literal["l1", "l2", "huber"] = "l1"
     form: Literal["residual", "x0"] = "residual"
     online: bool = False
-    sampling: Sampling | None = None
+    how: Sampling | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (("error", self.error, ERRORS), ("form", self.form, FORMS)):
@@ -56,12 +55,14 @@ class DenoisingStudent(Method):
     def data(self) -> str:  # type: ignore[override]
         return "noise" if self.online else "pairs"
 
+    @property
+    def cost(self) -> float:
+        return 3.0
+
     def student(self, teacher: Denoiser) -> Denoiser:
         """A copy of the teacher, without its dropout, that is read as a one-step generator."""
-        net = teacher.net.copy(dropout=0.0) if isinstance(teacher.net, UNet) else None
         sampling = Sampling("ddim", steps=1, clip=1.0)
-        changes = {"parameterisation": self.form, "sampling": sampling}
-        return teacher.copy(**changes, **({"net": net} if net else {}))
+        return without_dropout(teacher, parameterisation=self.form, sampling=sampling)
 
     def loss(self, phase: str, nets: Nets, batch: Batch) -> Tensor:
         student = nets.student
@@ -70,7 +71,7 @@ class DenoisingStudent(Method):
         return per_image_mean(ERRORS[self.error](guess, target, reduction="none"))
 
     def _teach(self, teacher: Denoiser, batch: Batch) -> Tensor:
-        how = self.sampling or teacher.sampling
+        how = self.how or teacher.sampling
         samplers.check_deterministic(how, "DenoisingStudent")
         with torch.no_grad():
             return samplers.sample(teacher, batch.z, batch.label, how).clamp(-1, 1)

@@ -157,7 +157,7 @@ def test_online_follows_the_sampling_it_is_told(batch: Callable[..., Batch]):
     teacher = exact.gaussian(LinearVP(), SHAPE, 0.0, 0.9, sampling=QUAD)
     roles = Nets({"student": student("residual"), "teacher": teacher})
     stored = replace(drawn, x0=samplers.sample(teacher, drawn.z, how=how).clamp(-1, 1))
-    online = DenoisingStudent(online=True, sampling=how).loss("main", roles, drawn)
+    online = DenoisingStudent(online=True, how=how).loss("main", roles, drawn)
     torch.testing.assert_close(online, DenoisingStudent().loss("main", roles, stored))
 
 

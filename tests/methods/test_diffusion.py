@@ -20,13 +20,14 @@ SHAPE = (3, 8, 8)
 
 def answers(batch: Callable[..., Batch]) -> Iterator[tuple[Diffusion, Nets, Batch]]:
     """Data that is one grey image: the network that always says it is right."""
-    for error in ("eps", "x0", "v"):
-        for discrete in (None, 1000):
+    for error in ("eps", "x0", "v", "truncated"):
+        for discrete, antithetic in ((None, True), (1000, False)):
             student = Denoiser(exact.Affine(SHAPE, 0.0, 0.25), LinearVP(), "x0")
             drawn = batch(shape=SHAPE)
             # Float32 leaves ten digits less of eps where there is hardly any noise: stay above.
             drawn = replace(drawn, x0=torch.full_like(drawn.x0, 0.25), u=drawn.u.clamp(0.1, 0.9))
-            yield Diffusion(error=error, discrete=discrete), Nets({"student": student}), drawn
+            method = Diffusion(error, discrete, antithetic=antithetic)
+            yield method, Nets({"student": student}), drawn
 
 
 def seen_times(method: Diffusion, u: Tensor, batch: Callable[..., Batch]) -> Tensor:
@@ -57,6 +58,38 @@ def test_continuous_times_are_never_zero(batch: Callable[..., Batch]):
     t = seen_times(Diffusion(), torch.tensor([2**-25, 0.3, 1 - 2**-24]), batch)
     assert t[0] == 1
     assert t[2] > 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 1000])
+def test_antithetic_partners_have_mirrored_indices(n: int, batch: Callable[..., Batch]):
+    """Song et al. 2020, the released code: i and n - 1 - i."""
+    u = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    t = seen_times(Diffusion(discrete=n, antithetic=True), u, batch)
+    index = n * t - 1
+    torch.testing.assert_close(index[0::2] + index[1::2], torch.full((32,), n - 1.0))
+    assert torch.equal(t[0::2], seen_times(Diffusion(discrete=n), u, batch)[0::2])
+
+
+def test_antithetic_times_are_mirrored_and_never_zero(batch: Callable[..., Batch]):
+    u = torch.tensor([0.25, 0.9, 2**-25, 0.5, 1 - 2**-24, 0.5])
+    t = seen_times(Diffusion(antithetic=True), u, batch)
+    torch.testing.assert_close(t, torch.tensor([0.75, 0.25, 1.0, 2**-24, 2**-24, 1.0]))
+    assert (t > 0).all()
+
+
+def test_antithetic_partners_find_each_other_by_their_index(batch: Callable[..., Batch]):
+    """Wherever they stand in the batch; without its partner an image keeps its own time."""
+    student = Denoiser(exact.Affine((1, 1, 1)), LinearVP(), "x0")
+    times: list[Tensor] = []
+    student.register_forward_pre_hook(lambda _, args: times.append(args[1]))
+    drawn = batch(n=8, shape=(1, 1, 1))
+    order = torch.tensor([5, 7, 2, 0, 4, 1])  # 3 and 6 are elsewhere
+    part = {name: getattr(drawn, name)[order] for name in ("x0", "z", "eps", "u", "index")}
+    method, roles = Diffusion(antithetic=True), Nets({"student": student})
+    method.loss("main", roles, replace(drawn, **part))
+    t = 1 - drawn.u[:, 0]
+    expected = [1 - t[4], t[7], t[2], t[0], t[4], 1 - t[0]]
+    torch.testing.assert_close(times[0], torch.stack(expected))
 
 
 @pytest.mark.parametrize("error", ["eps", "x0", "v"])
@@ -112,7 +145,7 @@ def test_labels_are_dropped_by_their_own_uniform(share: float, batch: Callable[.
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"error": "score"}, "unknown error 'score'; expected eps, x0, v"),
+        ({"error": "score"}, "unknown error 'score'; expected eps, x0, v, truncated"),
         ({"discrete": 0}, "discrete is 0"),
         ({"label_dropout": 1.5}, "label_dropout 1.5"),
     ],
