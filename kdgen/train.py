@@ -13,7 +13,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -29,8 +29,12 @@ from kdgen.denoiser import Denoiser
 from kdgen.errors import UsageError
 from kdgen.fast import FastGenerator
 from kdgen.methods import Method
+from kdgen.nets import UNet
+from kdgen.recipes.cost import size
 from kdgen.run import Run
 from kdgen.training import Training, fit
+
+PROBE_FLOPS = 2e11  # of one evaluation of a batch that a dry run measures without a GPU
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ def run(args: Args) -> None:
     torch.manual_seed(args.seed)  # initial weights
     device = cli.device(args.device)
     student = recipe.denoiser(images).to(device)
+    nets = recipe.method.cast(student, student)
     if args.dry_run:
-        dry_run(recipe.method, {"student": student}, images, training)
+        dry_run(recipe.method, nets, images, training)
         return
     config = {
         **recipe.config(),
@@ -95,7 +100,7 @@ def run(args: Args) -> None:
         "data": images.digest,
     }
     with Run(args.out, config) as directory:
-        steps = fit(recipe.method, {"student": student}, images, training, run=directory)
+        steps = fit(recipe.method, nets, images, training, run=directory)
         for step in cli.bar(steps, training.steps, training.batch, "teacher"):
             if step.number == 50 or step.every(args.sample_every) or step.number == step.steps:
                 picture(step.ema, args.out / "samples" / f"step-{step.number:06d}.png")
@@ -120,25 +125,45 @@ def picture(denoiser: Denoiser, path: Path, n: int = 64) -> None:
 
 
 def dry_run(
-    method: Method, nets: dict[str, Denoiser], source: Source | None, training: Training
+    method: Method, nets: Mapping[str, Denoiser], source: Source | None, training: Training
 ) -> None:
     """Print size, memory and time, measured on three steps of copies."""
     copies = {role: net.copy() for role, net in nets.items()}
+    tried = probe(nets["student"], training)
     begun, stamps = time.perf_counter(), []
-    for step in islice(fit(method, copies, source, replace(training, save_every=10**9)), 4):
+    for step in islice(fit(method, copies, source, tried), 4):
         float(step.loss)  # wait for the device
         stamps.append(time.perf_counter())
     steps = [b - a for a, b in pairwise(stamps)] or [stamps[0] - begun]
-    pace = statistics.median(steps)
-    print(f"dry run, nothing written\n{estimate(nets['student'], training, pace)}")
+    pace = statistics.median(steps) * training.batch / tried.batch
+    updates = sum(max(1, round(training.steps * m.length)) for m in method.rounds())
+    print(f"dry run, nothing written\n{estimate(nets, method, training, updates, pace)}")
+    if tried.batch < training.batch:
+        print(f"  (measured on batches of {tried.batch}, scaled)")
 
 
-def estimate(student: Denoiser, training: Training, pace: float) -> str:
+def probe(student: Denoiser, training: Training) -> Training:
+    """The same training on batches that take seconds, where no GPU helps."""
+    batch = training.batch
+    if next(student.parameters()).device.type == "cpu" and isinstance(student.net, UNet):
+        batch = min(batch, max(1, int(PROBE_FLOPS / size(student.net.facts).flops)))
+    return replace(training, batch=batch, accumulate=1, save_every=10**9)
+
+
+def estimate(
+    nets: Mapping[str, Denoiser], method: Method, training: Training, updates: int, pace: float
+) -> str:
     """What a run costs, for people."""
+    student = nets["student"]
     parameters = sum(p.numel() for p in student.parameters())
     # float32 weights, gradients, two Adam moments and the average; a checkpoint lacks the gradients
-    states, saved = (k * 4 * parameters / 2**20 for k in (5, 4))
-    hours = training.steps * pace / 3600
+    trained = {role for phase in method.phases for role in method.trained(phase)}
+    learning = sum(p.numel() for role in trained for p in nets[role].parameters())
+    resting = sum(p.numel() for r in method.roles if r not in trained for p in nets[r].parameters())
+    averaged = parameters if training.ema.kind != "none" else 0
+    states = 4 * (4 * learning + resting + averaged) / 2**20
+    saved = 4 * (3 * learning + averaged) / 2**20
+    hours = updates * pace / 3600
     length = f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
     device = cli.device_name(next(student.parameters()).device)
     facts = {
@@ -147,7 +172,7 @@ def estimate(student: Denoiser, training: Training, pace: float) -> str:
         "peak memory": f"{peak_memory(next(student.parameters()).device):,.0f} MiB measured",
         "checkpoint": f"{saved:,.0f} MiB, 3 at most",
         "one step": f"{pace:.3f} s (batch {training.batch}, {training.precision}, {device})",
-        f"{training.steps:,} steps": length,
+        f"{updates:,} steps": length,
     }
     return "\n".join(f"  {name:<18}{value}" for name, value in facts.items())
 

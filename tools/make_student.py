@@ -89,7 +89,7 @@ def card(
     return {
         "what": "one-step class-conditional generator of 8×8 handwritten digits",
         "recipe": commands(),
-        "method": recipes.digits_denoising_student().method.config(),
+        "method": recipes.student("digits-denoising-student").stages[0].method.config(),
         "data": {"name": "digits", "sha256": digest, "licence": "CC BY 4.0, see digits.md"},
         "measures": values,
         "parameters": sum(p.numel() for p in student.parameters()),

@@ -11,19 +11,20 @@ from kdgen import checkpoint, data, demo, metrics, recipes, sample
 from kdgen.evaluate import draw
 
 
-def briefly(make, steps, **changes):  # type: ignore[no-untyped-def]
-    recipe = make()
-    training = replace(recipe.training, steps=steps, batch=32)
-    return lambda: replace(recipe, training=training, **changes)
+def briefly(what, **changes):  # type: ignore[no-untyped-def]
+    """A recipe's teacher, or a stage, in 30 steps of 32."""
+    return replace(what, training=replace(what.training, steps=30, batch=32), **changes)
 
 
 @pytest.mark.slow
 def test_the_demo_writes_one_report_that_opens_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(recipes.TEACHERS, "digits", briefly(recipes.digits, 30))
-    short = briefly(recipes.digits_denoising_student, 30, pairs=256)
-    monkeypatch.setitem(recipes.STUDENTS, "digits-denoising-student", short)
+    teacher = briefly(recipes.teacher("digits"))
+    student = recipes.student("digits-denoising-student")
+    student = replace(student, stages=(briefly(student.stages[0], pairs=256),))
+    monkeypatch.setitem(recipes.TEACHERS, "digits", lambda: teacher)
+    monkeypatch.setitem(recipes.STUDENTS, "digits-denoising-student", lambda: student)
     demo.main(["--out", str(tmp_path)])
     said = capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()

@@ -1,0 +1,5 @@
+"""`python -m kdgen.recipes`."""
+
+from kdgen.recipes import main
+
+main()
