@@ -87,9 +87,15 @@ class PlainNorm(nn.Module):
         self.groups, self.eps, self.act = ours.groups, ours.eps, ours.act
         self.weight, self.bias = ours.weight, ours.bias
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        add: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         return group_norm_silu(
-            x, self.weight, self.bias, self.groups, self.eps, None, None, add, self.act
+            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act
         )
 
 

@@ -298,6 +298,7 @@ class Denoiser(nn.Module):
         _check_name("parameterisation", parameterisation, READERS)
         _check_name("time", time, TIMES)
         _check_end(schedule, parameterisation, time)
+        _check_gain(net, time)
         self.net, self.schedule = net, schedule
         self.parameterisation, self.time = parameterisation, time
         self.sampling = sampling or Sampling()
@@ -439,6 +440,15 @@ def _check_end(schedule: NoiseSchedule, parameterisation: str, time: str) -> Non
         raise ValueError(
             f"Denoiser: time 'log_sigma' is infinite at t = 1 on {schedule.name}, where alpha is "
             "0; expected a finite one. Use 'angle' or 'thousandths'."
+        )
+
+
+def _check_gain(net: nn.Module, time: str) -> None:
+    """A network whose skips are weighed by the time needs it in [0, 1]."""
+    if getattr(getattr(net, "facts", None), "skip_gain", None) is not None and time != "raw":
+        raise ValueError(
+            f"Denoiser: time is {time!r} for a network with skip_gain; expected 'raw', the number "
+            "that its gains are made of. Pass time='raw'."
         )
 
 

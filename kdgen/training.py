@@ -54,6 +54,8 @@ class Training:
     skips: int = 3
 
     def __post_init__(self) -> None:
+        # torch refuses (0, 0.999), and JSON gives a list
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
         for name in ("steps", "batch", "accumulate", "save_every", "log_every", "skips"):
             if getattr(self, name) < 1:
                 raise ValueError(

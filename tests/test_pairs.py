@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdgen import checkpoint, nets, noise, pairs, samplers
+from kdgen import checkpoint, nets, noise, pairs, samplers, solvers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.errors import BusyError, CheckpointError, DataError, NonFiniteError
 from kdgen.pairs import PairStore, Plan
@@ -58,6 +58,30 @@ def test_a_store_holds_what_the_teacher_makes_of_its_noise(
     torch.testing.assert_close(x0, expected, rtol=0, atol=1e-5)
     assert x0.std() > 0.2
     assert repr(store).endswith("50 pairs, 1×4×4, float32")
+
+
+def test_a_store_can_hold_what_is_predicted_on_the_way(
+    tmp_path: Path, teacher: Denoiser, wanted: Plan
+):
+    """The clean image that evaluation `at` of the chain predicts; the last one is the image."""
+    index = wanted.indices(0)
+    for at in range(3):
+        early = pairs.plan(teacher, COUNT, seed=7, shard=SHARD, at=at)
+        path = tmp_path / str(at)
+        fill(path, teacher, replace(early, dtype="float32"))
+        z, x0, label = PairStore(path).take(index)
+        with torch.no_grad():
+            expected = solvers.prediction_along(teacher, z, 3, at, label).clamp(-1, 1)
+        torch.testing.assert_close(x0, expected, rtol=0, atol=1e-5)
+        finished = samplers.sample(teacher, z, label).clamp(-1, 1)
+        assert torch.allclose(x0, finished, atol=1e-5) == (at == 2)
+
+
+def test_a_place_beyond_the_chain_is_refused(teacher: Denoiser):
+    with pytest.raises(ValueError, match="at is 3 on 3 steps"):
+        pairs.plan(teacher, COUNT, at=3)
+    with pytest.raises(ValueError, match="of 'heun'"):
+        pairs.plan(teacher, COUNT, sampling=Sampling("heun", 3), at=1)
 
 
 def test_pairs_can_be_made_again_one_by_one(tmp_path: Path, teacher: Denoiser, wanted: Plan):

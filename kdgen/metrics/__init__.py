@@ -13,6 +13,7 @@ from kdgen.metrics.kernel import mmd
 from kdgen.metrics.measure import Measure, check_comparable, ratio
 from kdgen.metrics.pixels import as_uint8
 from kdgen.metrics.store import classifier_for
+from kdgen.metrics.straightness import straightness
 from kdgen.metrics.table import rows, table
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "pca",
     "ratio",
     "rows",
+    "straightness",
     "table",
     "train_classifier",
 ]

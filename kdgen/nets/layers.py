@@ -69,6 +69,7 @@ class Pointwise(nn.Conv2d):
 
 
 def groups(channels: int, config: UNetConfig) -> int:
+    """The most groups that the description allows and that divide the channels."""
     most = min(config.groups, max(1, channels // config.group_width))
     return max(g for g in range(1, most + 1) if channels % g == 0)
 
@@ -81,12 +82,14 @@ def conv(c_in: int, c_out: int, init: str, stride: int = 1, padding: int = 1) ->
 
 
 def pointwise(c_in: int, c_out: int, init: str) -> Pointwise:
+    """1×1."""
     layer = Pointwise(c_in, c_out, 1)
     start(layer, init)
     return layer
 
 
 def linear(c_in: int, c_out: int, init: str, *, bias: bool = True) -> nn.Linear:
+    """A dense layer, started as `init` says."""
     layer = nn.Linear(c_in, c_out, bias=bias)
     start(layer, init)
     return layer
@@ -94,6 +97,7 @@ def linear(c_in: int, c_out: int, init: str, *, bias: bool = True) -> nn.Linear:
 
 @torch.no_grad()
 def start(layer: nn.Conv2d | nn.Linear, init: str) -> None:
+    """Initial weights; biases 0 but for torch's own."""
     if init == "kaiming":  # torch's own
         return
     if init == "lecun":
@@ -105,6 +109,7 @@ def start(layer: nn.Conv2d | nn.Linear, init: str) -> None:
 
 
 def lecun_(weight: Tensor, fan_in: int) -> None:
+    """A normal of variance 1/fan_in, cut at two standard deviations."""
     std = 1 / math.sqrt(fan_in) / _CUT_NORMAL
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 

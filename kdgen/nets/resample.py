@@ -51,6 +51,8 @@ class Filter(nn.Module):
 
 
 class Halve(Filter):
+    """Half the size; a box filter is the mean of 2×2."""
+
     def forward(self, x: Tensor) -> Tensor:
         if self.box:
             return F.avg_pool2d(x, 2)
@@ -58,6 +60,8 @@ class Halve(Filter):
 
 
 class Double(Filter):
+    """Twice the size; a box filter repeats its nearest neighbour."""
+
     def forward(self, x: Tensor) -> Tensor:
         if self.box:
             return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -2,4 +2,5 @@
 
 from kdgen.recipes import main
 
-main()
+if __name__ == "__main__":
+    main()

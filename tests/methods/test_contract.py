@@ -63,8 +63,10 @@ def networks(lively: Lively) -> Callable[[Method, int], Nets]:
 
     def build(method: Method, classes: int = 0) -> Nets:
         size = nets.UNetConfig(8, width=8, mult=(1, 2), blocks=1, attention=(4,), classes=classes)
-        size = replace(size, skip_gain=getattr(method, "phi", None))
-        teacher = Denoiser(nets.UNet(size), Cosine(), "v", sampling=Sampling(steps=2))
+        gain = getattr(method, "phi", None)
+        time = None if gain is None else "raw"
+        net = nets.UNet(replace(size, skip_gain=gain))
+        teacher = Denoiser(net, Cosine(), "v", time, Sampling(steps=2))
         roles = method.cast(teacher)
         assert set(roles) == set(method.roles)
         for k, role in enumerate(method.roles):
