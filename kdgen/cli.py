@@ -25,9 +25,10 @@ Args = TypeVar("Args")
 
 VERBS = {
     "train": "train a teacher",
-    "distill": "distil a teacher into a one-step student",
+    "distill": "distil a teacher into a generator of one or a few steps",
     "sample": "make images",
     "evaluate": "measure images of a model against real ones",
+    "compare": "distil one teacher by every method, side by side",
     "demo": "all of it on handwritten digits, with a report",
     "recipes": "list the named runs",
     "doctor": "say what works on this machine",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,6 +51,11 @@ def speeds(teacher: Contestant, student: Contestant, seed: int) -> dict[str, lis
         f"{student.name}, plain": generator(student.model, fast=False, seed=seed),
         f"{student.name}, fast": generator(student.model, seed=seed),
     }
+    return interleaved(paths)
+
+
+def interleaved(paths: Mapping[str, Generator]) -> dict[str, list[float]]:
+    """Images/s of every generator, ROUNDS times TIMED images, after one that does not count."""
     for make in paths.values():
         make(TIMED)
     found: dict[str, list[float]] = {name: [] for name in paths}

@@ -62,19 +62,25 @@ def run(args: Args) -> None:
     """Measure as the arguments say."""
     model = sample.load(args.checkpoint, args.steps).to(cli.device(args.device))
     images = data.load(args.data, size=args.size)
-    _check(model, images)
-    n = min(len(images), 10_000) if args.n is None else args.n
-    if not FEWEST <= n <= len(images):
-        raise UsageError(
-            f"evaluate: --n is {n} of {len(images)} real images; expected {FEWEST} … "
-            f"{len(images)}: below {FEWEST} distances between sets mean nothing. Bring more images."
-        )
+    check(model, images)
+    n = count(args.n, images)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)  # refused now, not after measuring
     measures = measure(model, images, n, args.seed, args.steps, args.batch, args.classifier)
     print(metrics.table(measures, "text"))
     if args.json is not None:
         durable.replace_file(args.json, metrics.table(measures, "json").encode())
+
+
+def count(n: int | None, images: Images) -> int:
+    """How many images to compare: `n`, or all, at most 10,000. UsageError for too few or many."""
+    n = min(len(images), 10_000) if n is None else n
+    if not FEWEST <= n <= len(images):
+        raise UsageError(
+            f"evaluate: --n is {n} of {len(images)} real images; expected {FEWEST} … "
+            f"{len(images)}: below {FEWEST} distances between sets mean nothing. Bring more images."
+        )
+    return n
 
 
 def measure(
@@ -107,7 +113,8 @@ def draw(
     return samples.permute(0, 3, 1, 2), labels
 
 
-def _check(model: Denoiser, images: Images) -> None:
+def check(model: Denoiser, images: Images) -> None:
+    """DataError unless the images are of the model's shape and classes."""
     if model.shape != images.shape:
         raise DataError(
             f"{images.name}: images are {images.shape}; expected {model.shape}, the model's. "

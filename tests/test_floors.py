@@ -28,6 +28,10 @@ FLOORS = (
         "demo",
         "demo_page",
         "contest",
+        "tournament",
+        "compare_page",
+        "compare",
+        "budget",
         "doctor",
     },
 )

@@ -21,6 +21,7 @@ from kdgen.schedules import EDM, Cosine, Flow
 from kdgen.training import Ema, Training
 
 TEACHING = Sampling("ddim", steps=16)
+EIGHT = Sampling("ddim", steps=8)
 
 
 def training(steps: int, **changes: Any) -> Training:
@@ -101,7 +102,7 @@ def digits_progressive() -> Student:
         "16 steps to 8, 4, 2, 1 by Progressive Distillation of the digits teacher",
         one(
             Progressive(steps=8, weight="snr+1"),
-            training(200, lr=1e-3, warmup=0, decay="linear", ema=Ema.none()),
+            training(120, lr=1e-3, warmup=0, decay="linear", ema=Ema.none()),
         ),
         teacher="digits",
         data="digits",
@@ -112,7 +113,7 @@ def digits_catch_up() -> Student:
     """Shao et al. 2023's one session, from the teacher's weights."""
     return Student(
         "few-step student by Catch-Up Distillation, started from the digits teacher",
-        one(CatchUp(), training(600)),
+        one(CatchUp(steps=8), training(250)),
         teacher="digits",
         data="digits",
     )
@@ -120,12 +121,12 @@ def digits_catch_up() -> Student:
 
 def digits_catch_up_one_step() -> Student:
     """One session, then regression on its trajectories at three points."""
-    after = training(250, warmup=20)
+    after = training(150, warmup=20)
     extra = tuple(
         Stage(
             CatchUpOneStep(),
             after,
-            pairs=8_192,
+            pairs=4_096,
             how=TEACHING,
             at=at,
             taught_by=1,
@@ -134,7 +135,7 @@ def digits_catch_up_one_step() -> Student:
     )
     return Student(
         "one-step student by Catch-Up Distillation and its extra training",
-        (Stage(CatchUp(), training(600)), *extra),
+        (Stage(CatchUp(steps=8), training(250)), *extra),
         teacher="digits",
         data="digits",
     )
@@ -146,7 +147,7 @@ def digits_sid() -> Student:
         "one-step student by Score identity Distillation of the digits teacher, without data",
         one(
             Sid(alpha=1.0),
-            training(600, lr=3e-4, warmup=0, decay="constant", betas=(0.0, 0.99), clip=None),
+            training(500, lr=4e-4, warmup=0, decay="constant", betas=(0.0, 0.99), clip=None),
         ),
         teacher="digits",
     )
@@ -156,7 +157,7 @@ def digits_consistency() -> Student:
     """Consistency distillation: neighbours of EDM's grid shall agree."""
     return Student(
         "one- or few-step student by consistency distillation of the digits teacher",
-        one(Consistency(kind="cd"), training(800, lr=1e-3)),
+        one(Consistency(kind="cd"), training(400, lr=3e-4)),
         teacher="digits",
         data="digits",
     )
@@ -168,7 +169,7 @@ def digits_ect() -> Student:
         "one- or two-step student by easy consistency tuning of the digits teacher",
         one(
             Consistency(kind="ect", stages=4, times=(1.0, 0.821 / 80)),
-            training(800, lr=1e-3, optimizer="radam"),
+            training(700, lr=1e-3, optimizer="radam"),
         ),
         teacher="digits",
         data="digits",
@@ -180,8 +181,8 @@ def digits_reflow() -> Student:
     return Student(
         "one-step student by reflow and distillation of the digits teacher",
         (
-            Stage(Reflow(kind="reflow"), training(300), pairs=8_192, how=TEACHING),
-            Stage(Reflow(kind="distill"), training(400), pairs=8_192),
+            Stage(Reflow(kind="reflow"), training(250), pairs=6_144, how=TEACHING),
+            Stage(Reflow(kind="distill"), training(350), pairs=6_144, how=EIGHT),
         ),
         teacher="digits",
         data="digits",

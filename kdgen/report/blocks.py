@@ -26,13 +26,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over a common axis. What is not finite, or not positive with log_y, is left out."""
+    """Lines over a common axis. What is not finite, or not positive on a logarithmic axis, is left
+    out."""
 
     title: str
     series: Sequence[Series]
     x_label: str = "step"
     y_label: str = ""
     log_y: bool = False
+    log_x: bool = False
 
 
 @dataclass(frozen=True)

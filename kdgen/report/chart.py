@@ -12,7 +12,7 @@ from kdgen.report.blocks import Chart, Series
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 42
 POINTS = 300  # more than that many are averaged; the page stays small and the line readable
-COLOURS = 6  # as many as the style sheet has
+COLOURS = 10  # as many as the style sheet has
 
 Point = tuple[float, float]
 
@@ -37,11 +37,11 @@ class _Axis:
 
 def draw(chart: Chart) -> str:
     """The chart as a <figure>, with a legend when it has several lines."""
-    lines = [_points(series, chart.log_y) for series in chart.series]
+    lines = [_points(series, chart) for series in chart.series]
     points = [point for line in lines for point in line]
     if not points:
         return f"<figure><figcaption>{escape(chart.title)}: no data</figcaption></figure>"
-    x_axis = _axis([x for x, _ in points], LEFT, WIDTH - RIGHT, log=False, tight=True)
+    x_axis = _axis([x for x, _ in points], LEFT, WIDTH - RIGHT, log=chart.log_x, tight=True)
     y_axis = _axis([y for _, y in points], HEIGHT - BOTTOM, TOP, log=chart.log_y)
     body = [
         *(_horizontal(y_axis(tick), tick) for tick in _ticks(y_axis)),
@@ -57,14 +57,14 @@ def draw(chart: Chart) -> str:
     )
 
 
-def _points(series: Series, log: bool) -> list[Point]:
+def _points(series: Series, chart: Chart) -> list[Point]:
     """The drawable points, averaged in equal runs when there are too many."""
-    known = _known(series, log)
+    known = _known(series, chart)
     size = _run(len(known))
     return [_mean(known[i : i + size]) for i in range(0, len(known), size)]
 
 
-def _known(series: Series, log: bool) -> list[Point]:
+def _known(series: Series, chart: Chart) -> list[Point]:
     if len(series.x) != len(series.y):
         raise ValueError(
             f"Series {series.name!r}: {len(series.x)} x for {len(series.y)} y; expected as many."
@@ -72,7 +72,8 @@ def _known(series: Series, log: bool) -> list[Point]:
     return [
         (float(x), float(y))
         for x, y in zip(series.x, series.y, strict=True)
-        if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log)
+        if math.isfinite(x) and math.isfinite(y)
+        if (y > 0 or not chart.log_y) and (x > 0 or not chart.log_x)
     ]
 
 
@@ -162,11 +163,12 @@ def _line(points: Sequence[Point], index: int, x_axis: _Axis, y_axis: _Axis) -> 
 
 def _labels(chart: Chart) -> str:
     middle, y_middle = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    x_label = chart.x_label + (" (log)" if chart.log_x else "")
     y_label = chart.y_label + (" (log)" if chart.y_label and chart.log_y else "")
     base = HEIGHT - BOTTOM
     return (
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
-        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(chart.x_label)}</text>'
+        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
         f'<text transform="translate(14 {y_middle}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_label)}</text>"
     )
@@ -183,7 +185,7 @@ def _legend(series: Sequence[Series]) -> str:
 
 def _note(chart: Chart) -> str:
     """Says what the line does not show."""
-    known = [_known(series, chart.log_y) for series in chart.series]
+    known = [_known(series, chart) for series in chart.series]
     run = max(_run(len(points)) for points in known)
     missing = sum(len(s.y) - len(k) for s, k in zip(chart.series, known, strict=True))
     notes = []

@@ -4,11 +4,13 @@ CSS = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --sheet: #ffffff; --ink: #1b2330; --quiet: #5c6778; --rule: #e2e6ec;
   --accent: #2457c5;
-  --c0: #2457c5; --c1: #c2410c; --c2: #15803d; --c3: #7e22ce; --c4: #0e7490; --c5: #a16207; }
+  --c0: #2457c5; --c1: #c2410c; --c2: #15803d; --c3: #7e22ce; --c4: #0e7490; --c5: #a16207;
+  --c6: #be185d; --c7: #4d7c0f; --c8: #475569; --c9: #9f1239; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #12161d; --sheet: #1a2029; --ink: #e7ebf1; --quiet: #9aa6b8; --rule: #2d3644;
   --accent: #8ab0ff;
-  --c0: #8ab0ff; --c1: #fb9a66; --c2: #6fd08c; --c3: #cf9bff; --c4: #5fd0e6; --c5: #e6c15a; } }
+  --c0: #8ab0ff; --c1: #fb9a66; --c2: #6fd08c; --c3: #cf9bff; --c4: #5fd0e6; --c5: #e6c15a;
+  --c6: #f58ab8; --c7: #b5dc6a; --c8: #a9b6c8; --c9: #ff9aa8; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -46,6 +48,8 @@ polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
   background: currentColor; margin-right: 6px; vertical-align: middle; }
 .s0 { color: var(--c0); } .s1 { color: var(--c1); } .s2 { color: var(--c2); }
 .s3 { color: var(--c3); } .s4 { color: var(--c4); } .s5 { color: var(--c5); }
+.s6 { color: var(--c6); } .s7 { color: var(--c7); } .s8 { color: var(--c8); }
+.s9 { color: var(--c9); }
 svg polyline { stroke: currentColor; } svg circle { fill: currentColor; }
 .scroll { overflow-x: auto; margin-top: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }

@@ -1,0 +1,202 @@
+"""`python -m kdgen.compare`: one teacher, one budget, all methods.
+
+Examples:
+  python -m kdgen.compare --out runs/compare
+  python -m kdgen.compare --teacher runs/digits --methods digits-sid digits-progressive --seeds 3
+  python -m kdgen.compare --teacher runs/digits --evaluations 500000
+
+Trains the family's teacher first where none is given. Writes OUT/compare.html, .json, .md and .png;
+the same command again resumes, and repeats nothing that is finished.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdgen import budget, checkpoint, cli, data, evaluate, metrics, recipes, report, train
+from kdgen.compare_page import Comparison, Page
+from kdgen.contest import interleaved
+from kdgen.data import Images
+from kdgen.denoiser import Denoiser
+from kdgen.errors import DataError, UsageError
+from kdgen.fast import generator
+from kdgen.recipes import Stage
+from kdgen.tournament import STEPS, Judge, Record, play
+
+
+@dataclass(frozen=True)
+class Args:
+    """Distil one teacher by every method, with equal budgets, and measure them side by side."""
+
+    teacher: Path | None = None
+    """Run directory or checkpoint; default: the family's own teacher, trained into OUT/teacher."""
+    out: Path = Path("runs/compare")
+    """Directory of all runs and the report."""
+    family: str = "digits"
+    """Recipes that begin with this, and their teacher."""
+    methods: tuple[str, ...] = ()
+    """Recipes to compare; default: all of the family."""
+    data: str | None = None
+    """Real images to learn from and to compare with; default: what the family brings."""
+    size: int | None = None
+    """Crop to the middle square and resize to this many pixels."""
+    evaluations: int | None = None
+    """Network evaluations that each method may spend; default: each recipe's own."""
+    minutes: float | None = None
+    """The same in minutes, converted by a short trial of every method."""
+    n: int | None = None
+    """Images to compare on each side; default: as many as there are real ones, at most 10,000."""
+    seeds: int = 1
+    """How many times, with seeds SEED, SEED + 1, …: other pairs, students and samples."""
+    seed: int = 0
+    """The first one."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    cli.entry(Args, run, argv, "compare")
+
+
+def run(args: Args) -> None:
+    """Compare as the arguments say."""
+    begun = time.perf_counter()
+    names = _names(args)
+    _check(args)
+    images = data.load(_data(args), size=args.size)
+    if images.labels is None:
+        raise DataError(
+            f"{images.name}: has no classes; expected some, for the classifier whose features are "
+            "compared. Bring labelled images."
+        )
+    n = evaluate.count(args.n, images)
+    teacher = _teacher(args, images)
+    evaluate.check(teacher, images)
+    classifier = metrics.classifier_for(images, args.out / "classifier.safetensors")
+    plans = {name: _plan(name, args, teacher, images) for name in names}
+    records = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        judge = Judge(images, classifier, seed, n)
+        for name in names:
+            out = args.out / f"seed-{seed}" / name
+            records.append(play(name, budget.seeded(plans[name], seed), teacher, out, judge))
+    judge = Judge(images, classifier, args.seed, n)
+    comparison = _gather(args, teacher, records, judge)
+    page = Page(comparison, time.perf_counter() - begun)
+    page.write(args.out)
+    report.write(page.build(), args.out / "compare.html")
+    print(page.markdown())
+    print(f"report: {args.out / 'compare.html'}")
+
+
+def _names(args: Args) -> list[str]:
+    """The recipes to compare."""
+    family = [n for n in recipes.STUDENTS if n.startswith(f"{args.family}-")]
+    if not family:
+        known = ", ".join(sorted({n.split("-")[0] for n in recipes.STUDENTS}))
+        raise UsageError(
+            f"compare: no recipes of family {args.family!r}; expected {known}. Pick one."
+        )
+    for name in args.methods:
+        if name not in recipes.STUDENTS:
+            near = difflib.get_close_matches(name, recipes.STUDENTS, n=3, cutoff=0.4)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "Pick some."
+            raise UsageError(
+                f"compare: unknown method {name!r}; expected {', '.join(family)}. {hint}"
+            )
+    return list(dict.fromkeys(args.methods)) or family
+
+
+def _check(args: Args) -> None:
+    if args.evaluations is not None and args.minutes is not None:
+        raise UsageError(
+            "compare: --evaluations and --minutes are both given; expected one. Drop one."
+        )
+    if args.seeds < 1 or args.seed < 0:
+        raise UsageError(
+            f"compare: --seeds is {args.seeds}, --seed {args.seed}; expected at least 1, at least "
+            "0. Correct them."
+        )
+    if (args.minutes or 1) <= 0 or (args.evaluations or 1) <= 0:
+        raise UsageError("compare: the budget is not above 0; expected more. Raise it.")
+
+
+def _data(args: Args) -> str:
+    spec = (
+        args.data or recipes.teacher(args.family).data
+        if args.family in recipes.TEACHERS
+        else args.data
+    )
+    if spec is None:
+        raise UsageError(
+            f"compare: family {args.family} brings no images; expected --data. Pass a folder, .zip "
+            "or CIFAR-10 archive."
+        )
+    return spec
+
+
+def _teacher(args: Args, images: Images) -> Denoiser:
+    """The one given, or the family's, trained now."""
+    path = args.teacher
+    if path is None:
+        path = args.out / "teacher"
+        where = {"data": args.data, "size": args.size, "device": args.device}
+        train.run(train.Args(recipe=args.family, out=path, seed=args.seed, **where))  # type: ignore[arg-type]
+    return checkpoint.load(path).to(cli.device(args.device))
+
+
+def _plan(name: str, args: Args, teacher: Denoiser, images: Images) -> tuple[Stage, ...]:
+    """The stages of a recipe within the budget. Refuses a teacher that does not suit a method."""
+    stages = recipes.student(name).stages
+    prices = budget.prices(stages, teacher)
+    wanted = args.evaluations
+    if args.minutes is not None:
+        wanted = round(args.minutes * 60 * budget.pace(stages, prices, teacher, images))
+    return stages if wanted is None else budget.fitted(stages, prices, wanted, name)
+
+
+def _gather(args: Args, teacher: Denoiser, records: list[Record], judge: Judge) -> Comparison:
+    """What the report needs: the teacher's own numbers, speeds and pictures of the first seed."""
+    own = teacher.sampling
+    ways = [s for s in STEPS if s <= own.steps] if own.sampler == "ddim" else []
+    measures = {s: judge.measure(teacher, replace(own, steps=s)) for s in ways}
+    measured = judge.measure(teacher)
+    first = [r for r in records if r.seed == args.seed]
+    models = {
+        r.method: checkpoint.load(args.out / f"seed-{r.seed}" / r.method).to(
+            cli.device(args.device)
+        )
+        for r in first
+    }
+    makers = {n: generator(m, seed=args.seed) for n, m in {"teacher": teacher, **models}.items()}
+    label = (
+        judge.images.labels[:32] if teacher.classes and judge.images.labels is not None else None
+    )
+    return Comparison(
+        records=records,
+        teacher={s: m.value for s, m in measures.items()},
+        full=measured,
+        teacher_straightness=judge.straightness(teacher),
+        speeds=interleaved(makers),
+        pictures={n: make(32, label=label) for n, make in makers.items()},
+        nfe={n: make.nfe for n, make in makers.items()},
+        device=cli.device_name(cli.device(args.device)),
+        budget=_budget(args),
+    )
+
+
+def _budget(args: Args) -> str:
+    if args.evaluations is not None:
+        return f"{args.evaluations:,} evaluations each"
+    if args.minutes is not None:
+        return f"{args.minutes:g} minutes each"
+    return "each recipe's own"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Distil one teacher by one recipe, and measure what came of it; finished work is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kdgen import budget, checkpoint, distill, durable, metrics, noise, samplers
+from kdgen.data import Images
+from kdgen.denoiser import Denoiser, Sampling
+from kdgen.evaluate import draw
+from kdgen.loop import Step
+from kdgen.recipes import Stage
+
+CURVE = 4  # measurements while the last stage trains
+PATHS, PATH_STEPS = 128, 32  # images and Euler steps that straightness is measured on
+SECOND = 0.821 / 80  # Geng et al. 2024's second time, for students that know only the first
+STEPS = (16, 8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one method did with one seed.
+
+    quality: Fréchet distance on the classifier's features by number of evaluations; curve:
+    (evaluations spent on training, that distance), sampled the student's own way; evaluations and
+    seconds: of training and making pairs; straightness: of the last model that has a path, or None.
+    """
+
+    method: str
+    seed: int
+    nfe: int
+    quality: dict[int, float]
+    curve: list[tuple[int, float]]
+    evaluations: int
+    seconds: float
+    straightness: float | None
+    settings: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        durable.replace_file(path, json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """What `save` wrote."""
+        facts = json.loads(path.read_bytes())
+        quality = {int(k): v for k, v in facts.pop("quality").items()}
+        curve = [(int(x), y) for x, y in facts.pop("curve")]
+        return cls(quality=quality, curve=curve, **facts)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Real images and the classifier whose features are compared."""
+
+    images: Images
+    classifier: metrics.Classifier
+    seed: int
+    n: int  # images on each side
+
+    def measure(self, model: Denoiser, how: Sampling | None = None) -> metrics.Measure:
+        """Fréchet distance of n samples, of the classes of n of the real images."""
+        seen = model if how is None else model.copy(sampling=how)
+        samples, labels = draw(seen, self.images, self.n, self.seed, None)
+        (found,) = metrics.evaluate(
+            samples,
+            self.images,
+            labels,
+            seed=self.seed,
+            classifier=self.classifier,
+            measures=["FD features"],
+        )
+        return found
+
+    def distance(self, model: Denoiser, how: Sampling | None = None) -> float:
+        """Its value."""
+        return self.measure(model, how).value
+
+    def straightness(self, model: Denoiser) -> float:
+        """Mean over PATHS images from equal noise."""
+        index = noise.addresses(0, PATHS)
+        z = noise.normal(self.seed, noise.Stream.SAMPLE, index, model.shape)
+        label = (
+            self.images.labels[:PATHS] if model.classes and self.images.labels is not None else None
+        )
+        where = next(model.parameters()).device
+        label = None if label is None else label.to(where)
+        return float(metrics.straightness(model, z.to(where), PATH_STEPS, label).mean())
+
+
+def play(
+    name: str,
+    stages: Sequence[Stage],
+    teacher: Denoiser,
+    out: Path,
+    judge: Judge,
+) -> Record:
+    """Train and measure, in the run directory `out`; the same call again resumes, and a finished
+    one is only read."""
+    kept = out / "measured.json"
+    if kept.exists():
+        return Record.load(kept)
+    prices = budget.prices(stages, teacher)
+    diary = _Diary(out / "curve.json")
+    models = [teacher]
+    for k, stage in enumerate(stages, 1):
+        spent = budget.evaluations(stages[: k - 1], prices[: k - 1]) if k > 1 else 0
+        nets = budget.cast(stage, models)
+        updates = budget.updates(stage)
+        running = distill.steps(
+            stage,
+            distill.tutor(stage, models),
+            nets,
+            judge.images,
+            distill.folder(out, stages, k),
+            name,
+        )
+        for step in diary.timed(k, running):
+            if k == len(stages) and _due(step, updates):
+                cost = spent + budget.spent(stage, prices[k - 1], step.number)
+                diary.note(step, round(cost), judge.distance(step.ema))
+        models.append(step.ema.copy().eval())
+    record = Record(
+        method=name,
+        seed=judge.seed,
+        nfe=samplers.evaluations(models[-1].schedule, models[-1].sampling),
+        quality=_quality(models[-1], out, judge),
+        curve=[(x, y) for _, x, y in diary.points],
+        evaluations=budget.evaluations(stages, prices),
+        seconds=diary.seconds,
+        straightness=_straightness(models[1:], judge),
+        settings=budget.settings(stages),
+    )
+    record.save(kept)
+    return record
+
+
+def _due(step: Step, updates: int) -> bool:
+    return step.number == updates or step.every(max(1, updates // CURVE)) or step.ends_round
+
+
+class _Diary:
+    """Seconds and curve of a run, on disk after every point, so that a resumed run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.points: list[tuple[int, int, float]] = []  # (step, evaluations, distance)
+        self._spent: dict[str, float] = {}  # seconds by stage
+        if path.exists():
+            facts = json.loads(path.read_bytes())
+            self.points = [tuple(p) for p in facts["points"]]
+            self._spent = facts["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self._spent.values())
+
+    def timed(self, k: int, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps of stage k; only what happens in the loop counts, not what its caller does."""
+        stage, first = str(k), True
+        begun = time.perf_counter()
+        for step in steps:
+            passed = time.perf_counter() - begun
+            if not (first and step.number == step.steps):  # else it was finished before
+                self._spent[stage] = self._spent.get(stage, 0.0) + passed
+            first = False
+            yield step
+            begun = time.perf_counter()
+        self._save()
+
+    def note(self, step: Step, evaluations: int, distance: float) -> None:
+        """One point of the curve; replaces those that a crash made us repeat."""
+        self.points = [p for p in self.points if p[0] < step.number]
+        self.points.append((step.number, evaluations, distance))
+        self._save()
+
+    def _save(self) -> None:
+        body = {"points": self.points, "seconds": self._spent}
+        durable.replace_file(self._path, json.dumps(body).encode())
+
+
+def _quality(student: Denoiser, out: Path, judge: Judge) -> dict[int, float]:
+    """By number of evaluations, best first where two models take as many."""
+    found = {}
+    for model, how in [*_rounds(out), *_ways(student)]:
+        found[samplers.evaluations(model.schedule, how)] = judge.distance(model, how)
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _rounds(out: Path) -> Iterator[tuple[Denoiser, Sampling]]:
+    """The students of a run's rounds, each in its own way."""
+    for path in sorted((out / "rounds").glob("*")):
+        model = checkpoint.load(path)
+        yield model, model.sampling
+
+
+def _ways(student: Denoiser) -> Iterator[tuple[Denoiser, Sampling]]:
+    """How else a student can be sampled: fewer steps of a path, or one or two times."""
+    own = student.sampling
+    if own.sampler == "few_step" and student.parameterisation != "residual":
+        first = own.times[0]
+        if first == 1.0:  # a consistency model; SiD's generator knows its one time only
+            yield student, replace(own, times=(first,))
+            yield student, replace(own, times=own.times if len(own.times) > 1 else (first, SECOND))
+            return
+    if own.sampler == "ddim" and own.steps > 1:
+        for steps in STEPS:
+            if steps != own.steps:
+                yield student, replace(own, steps=steps)
+    yield student, own
+
+
+def _straightness(models: Sequence[Denoiser], judge: Judge) -> float | None:
+    with_path = [m for m in models if m.sampling.sampler == "ddim" and m.sampling.steps > 1]
+    return judge.straightness(with_path[-1]) if with_path else None

@@ -1,0 +1,106 @@
+"""`kdgen compare`: one teacher, equal budgets, every method; nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdgen import budget, checkpoint, compare, contest, recipes, tournament
+from kdgen.recipes import Stage
+
+Refused = Callable[..., str]
+METHODS = ("digits-denoising-student", "digits-progressive")
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes of a few steps on batches of eight."""
+
+    def short(stage: Stage) -> Stage:
+        training = replace(stage.training, steps=2, batch=8, warmup=0)
+        return replace(stage, training=training, pairs=16 if stage.pairs else 0)
+
+    for name in METHODS:
+        recipe = recipes.student(name)
+        changed = replace(recipe, stages=tuple(map(short, recipe.stages)))
+        monkeypatch.setitem(recipes.STUDENTS, name, lambda changed=changed: changed)
+    monkeypatch.setattr(tournament, "CURVE", 1)
+    monkeypatch.setattr(contest, "TIMED", 32)
+    monkeypatch.setattr(compare, "STEPS", (2, 1))
+
+
+@pytest.mark.slow
+def test_a_comparison_is_measured_once_and_written_in_every_form(
+    teacher: Path,
+    tmp_path: Path,
+    brief: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--teacher", str(teacher), "--out", str(tmp_path), "--n", "130"]
+    options += ["--methods", *METHODS]
+    compare.main(options)
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert [r["method"] for r in found["records"]] == list(METHODS)
+    progressive = found["records"][1]
+    assert list(progressive["quality"]) == ["8", "4", "2", "1"]
+    assert progressive["nfe"] == 1
+    assert [x for x, _ in progressive["curve"]][-1] == progressive["evaluations"]
+    assert progressive["evaluations"] == 5 * 8 * (2 + 2 + 4 + 4)
+    assert found["teacher"]["full"]["floor"] > 0
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert (tmp_path / "compare.png").exists()
+    table = (tmp_path / "compare.md").read_text()
+    assert table in said
+    assert "| digits-progressive | 4 |" in table
+
+    def busy(*_: object) -> None:
+        pytest.fail("trained again")
+
+    monkeypatch.setattr(tournament.distill, "steps", busy)
+    compare.main(options)
+    again = json.loads((tmp_path / "compare.json").read_text())
+    assert again["records"] == found["records"]
+
+
+@pytest.mark.parametrize("name", [n for n in recipes.STUDENTS if n.startswith("digits-")])
+def test_a_budget_is_met_within_one_step(teacher: Path, name: str) -> None:
+    model, stages = checkpoint.load(teacher), recipes.student(name).stages
+    prices = budget.prices(stages, model)
+    for wanted in (50_000, 300_000):
+        fitted = budget.fitted(stages, prices, wanted, name)
+        spent = budget.evaluations(fitted, prices)
+        last = fitted[-1]
+        lengths = sum(m.length for m in last.method.rounds())
+        step = last.training.batch * prices[-1].image * (lengths + 1)
+        assert wanted - step < spent <= wanted
+
+
+def test_a_budget_below_one_step_is_refused(teacher: Path, refused: Refused) -> None:
+    said = refused(compare.main, ["--teacher", str(teacher), "--evaluations", "10"], 2)
+    assert "evaluations at least" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--methods", "digits-sidd"], "Did you mean digits-sid"),
+        (["--family", "letters"], "no recipes of family 'letters'"),
+        (["--evaluations", "9", "--minutes", "1"], "both given"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--minutes", "-1"], "not above 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
+    options: list[str], said: str, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "out"
+    assert said in refused(compare.main, ["--out", str(out), *options], 2)
+    assert not out.exists()
