@@ -31,7 +31,7 @@ from kdgen.nets import UNet
 from kdgen.pairs import PairStore
 from kdgen.recipes import Stage
 from kdgen.run import Run
-from kdgen.train import Overrides, dry_run, picture, settings
+from kdgen.train import Blank, Overrides, dry_run, picture, settings
 from kdgen.training import fit
 
 
@@ -224,21 +224,6 @@ def _dry_run(stage: Stage, teacher: Denoiser, nets: Nets, images: Images | None)
     elif stage.method.data == "images" and source is None:
         source = Blank(nets.student, "images")
     dry_run(stage.method, nets, source, stage.training)
-
-
-class Blank:
-    """Grey images, or pairs of them, for timing a step before there are any."""
-
-    def __init__(self, student: Denoiser, kind: str) -> None:
-        self.kind, self.shape, self.classes = kind, student.shape, student.classes
-
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def take(self, index: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x0 = torch.zeros(len(index), *self.shape)
-        label = torch.zeros(len(index), dtype=torch.int64) if self.classes else None
-        return (x0, x0, label) if self.kind == "pairs" else (x0, label)
 
 
 if __name__ == "__main__":

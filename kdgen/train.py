@@ -83,16 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: Args) -> None:
     """Train as the arguments say."""
     recipe = recipes.teacher(args.recipe)
+    training = settings(recipe.training, args)
+    if args.dry_run:
+        _dry_run(args, recipe, training)
+        return
     images = _images(args, recipe)
     print(images)
-    training = settings(recipe.training, args)
     torch.manual_seed(args.seed)  # initial weights
-    device = cli.device(args.device)
-    student = recipe.denoiser(images).to(device)
+    student = recipe.denoiser(images).to(cli.device(args.device))
     nets = recipe.method.cast(student, student)
-    if args.dry_run:
-        dry_run(recipe.method, nets, images, training)
-        return
     config = {
         **recipe.config(),
         "training": asdict(training),
@@ -184,6 +183,21 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
+def _dry_run(args: Args, recipe: recipes.Teacher, training: Training) -> None:
+    """On the images given, or on grey ones of the shape that the recipe is for."""
+    source: Source | None = None
+    if args.data or recipe.data:
+        images = _images(args, recipe)
+        print(images)
+        student, source = recipe.denoiser(images), images
+    else:
+        student = recipe.build()
+        print(f"no --data: grey images {student.shape}, {student.classes or 'no'} classes")
+    student = student.to(cli.device(args.device))
+    nets = recipe.method.cast(student, student)
+    dry_run(recipe.method, nets, source or Blank(student, recipe.method.data), training)
+
+
 def _images(args: Args, recipe: recipes.Teacher) -> Images:
     spec = args.data or recipe.data
     if spec is None:
@@ -192,6 +206,21 @@ def _images(args: Args, recipe: recipes.Teacher) -> Images:
             "Pass a folder, .zip or CIFAR-10 archive."
         )
     return data.load(spec, size=args.size)
+
+
+class Blank:
+    """Grey images, or pairs of them, for timing a step before there are any."""
+
+    def __init__(self, student: Denoiser, kind: str) -> None:
+        self.kind, self.shape, self.classes = kind, student.shape, student.classes
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def take(self, index: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x0 = torch.zeros(len(index), *self.shape)
+        label = torch.zeros(len(index), dtype=torch.int64) if self.classes else None
+        return (x0, x0, label) if self.kind == "pairs" else (x0, label)
 
 
 if __name__ == "__main__":
