@@ -20,7 +20,7 @@ from kdgen.errors import UsageError
 from kdgen.methods import Nets
 from kdgen.recipes import Stage
 from kdgen.recipes.cost import RK45
-from kdgen.train import probe
+from kdgen.train import Blank, probe
 from kdgen.training import fit
 
 TRIED = 4  # updates in a trial, the first of which is not timed
@@ -143,7 +143,7 @@ def _seconds(stage: Stage, tutor: Denoiser, nets: Nets, images: Images) -> float
     source: Source | None = images if stage.method.data == "images" else None
     seconds, wanted = 0.0, distill.plan(stage, tutor)
     if wanted is not None:
-        source = distill.Blank(nets.student, "pairs")
+        source = Blank(nets.student, "pairs")
         index = wanted.indices(0)[:TRIED_PAIRS]
         begun = time.perf_counter()
         pairs.teach(tutor, wanted, index)

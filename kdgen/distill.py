@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from kdgen import checkpoint, cli, data, pairs, recipes

@@ -25,6 +25,8 @@ from kdgen.report import (
     quality,
     write,
 )
+from kdgen.report.chart import COLOURS
+from kdgen.report.style import CSS
 
 VOID = {"meta", "img", "line", "circle", "polyline"}
 EVIL = "<script>alert(\"1\")</script> & 'quoted'"
@@ -150,6 +152,29 @@ def test_an_exponential_is_straight_on_a_logarithmic_axis():
     [line] = points(chart_page(Chart("c", [Series("a", range(5), y)], log_y=True)))
     steps = [b[1] - a[1] for a, b in itertools.pairwise(line)]
     assert max(steps) - min(steps) < 0.2
+
+
+def test_a_power_law_is_straight_where_both_axes_are_logarithmic():
+    x = [1.0, 2.0, 4.0, 8.0, 16.0]
+    [line] = points(
+        chart_page(Chart("c", [Series("a", x, [v**-2 for v in x])], "n", "", True, True))
+    )
+    moves = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(line)]
+    for along in zip(*moves, strict=True):
+        assert max(along) - min(along) < 0.3
+
+
+def test_a_logarithmic_x_axis_says_so_and_leaves_out_what_has_no_logarithm():
+    page = chart_page(Chart("c", [Series("a", [0, 1, 10], [1, 2, 3])], "steps", log_x=True))
+    assert len(points(page)[0]) == 2
+    assert "steps (log)" in page.text
+    assert "1 values cannot be drawn" in page.text
+
+
+def test_every_colour_of_the_charts_is_in_the_style_sheet_light_and_dark():
+    for i in range(COLOURS):
+        assert len(re.findall(rf"--c{i}: #", CSS)) == 2
+        assert f".s{i} {{" in CSS
 
 
 @pytest.mark.parametrize("log_y", [False, True])

@@ -35,8 +35,7 @@ _FILTER = "resample_filter"
 def translated(config: UNetConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict, float32. RefusedPickle naming what has no place or is missing."""
     layers = dict(_layers(config))
-    with torch.device("meta"):  # nothing is allocated before it is known to fit
-        wanted = {name: t.shape for name, t in UNet(config).state_dict().items()}
+    wanted = _wanted(config)
     found: dict[str, Tensor] = {}
     wrong = []
     for name, tensor in tensors.items():
@@ -60,6 +59,15 @@ def translated(config: UNetConfig, tensors: Mapping[str, Tensor]) -> dict[str, T
     if wrong:
         raise RefusedPickle(f"{len(wrong)} tensors do not fit: {listing(sorted(wrong))}")
     return found
+
+
+def _wanted(config: UNetConfig) -> dict[str, torch.Size]:
+    """Names and shapes of our state dict; nothing is allocated before it is known to fit."""
+    try:
+        with torch.device("meta"):
+            return {name: t.shape for name, t in UNet(config).state_dict().items()}
+    except RuntimeError as error:
+        raise RefusedPickle(f"its network is too large ({error})") from None
 
 
 def _ordered(ours: str, tensor: Tensor, config: UNetConfig) -> Tensor:
