@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdgen import samplers
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser
 from kdgen.nets import UNet

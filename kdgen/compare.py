@@ -12,12 +12,25 @@ the same command again resumes, and repeats nothing that is finished.
 from __future__ import annotations
 
 import difflib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdgen import budget, checkpoint, cli, data, evaluate, metrics, recipes, report, train
+from kdgen import (
+    budget,
+    checkpoint,
+    cli,
+    data,
+    durable,
+    evaluate,
+    metrics,
+    recipes,
+    report,
+    samplers,
+    train,
+)
 from kdgen.compare_page import Comparison, Page
 from kdgen.contest import interleaved
 from kdgen.data import Images
@@ -25,7 +38,9 @@ from kdgen.denoiser import Denoiser
 from kdgen.errors import DataError, UsageError
 from kdgen.fast import generator
 from kdgen.recipes import Stage
-from kdgen.tournament import STEPS, Judge, Record, play
+from kdgen.tournament import Judge, Record, play, shorter
+
+SHOWN = 32  # images in the report's grids
 
 
 @dataclass(frozen=True)
@@ -75,18 +90,21 @@ def run(args: Args) -> None:
             "compared. Bring labelled images."
         )
     n = evaluate.count(args.n, images)
-    teacher = _teacher(args, images)
+    teacher = _given(args, images)
     evaluate.check(teacher, images)
-    classifier = metrics.classifier_for(images, args.out / "classifier.safetensors")
+    # Before anything is trained: what does not suit, or cannot be paid for, is refused now.
     plans = {name: _plan(name, args, teacher, images) for name in names}
+    if args.teacher is None:
+        teacher = _trained(args)
+    classifier = metrics.classifier_for(images, args.out / "classifier.safetensors")
     records = []
     for seed in range(args.seed, args.seed + args.seeds):
         judge = Judge(images, classifier, seed, n)
         for name in names:
             out = args.out / f"seed-{seed}" / name
             records.append(play(name, budget.seeded(plans[name], seed), teacher, out, judge))
-    judge = Judge(images, classifier, args.seed, n)
-    comparison = _gather(args, teacher, records, judge)
+    judges = [Judge(images, classifier, args.seed + k, n) for k in range(args.seeds)]
+    comparison = _gather(args, teacher, records, judges)
     page = Page(comparison, time.perf_counter() - begun)
     page.write(args.out)
     report.write(page.build(), args.out / "compare.html")
@@ -98,7 +116,7 @@ def _names(args: Args) -> list[str]:
     """The recipes to compare."""
     family = [n for n in recipes.STUDENTS if n.startswith(f"{args.family}-")]
     if not family:
-        known = ", ".join(sorted({n.split("-")[0] for n in recipes.STUDENTS}))
+        known = ", ".join(t for t in recipes.TEACHERS if "-" not in t)
         raise UsageError(
             f"compare: no recipes of family {args.family!r}; expected {known}. Pick one."
         )
@@ -140,13 +158,23 @@ def _data(args: Args) -> str:
     return spec
 
 
-def _teacher(args: Args, images: Images) -> Denoiser:
-    """The one given, or the family's, trained now."""
-    path = args.teacher
-    if path is None:
-        path = args.out / "teacher"
-        where = {"data": args.data, "size": args.size, "device": args.device}
-        train.run(train.Args(recipe=args.family, out=path, seed=args.seed, **where))  # type: ignore[arg-type]
+def _given(args: Args, images: Images) -> Denoiser:
+    """The teacher given, or the family's, still to be trained."""
+    if args.teacher is not None:
+        return checkpoint.load(args.teacher).to(cli.device(args.device))
+    if args.family not in recipes.TEACHERS:
+        raise UsageError(
+            f"compare: family {args.family!r} has no teacher of its own; expected --teacher. Pass "
+            "one."
+        )
+    return recipes.teacher(args.family).denoiser(images).to(cli.device(args.device)).eval()
+
+
+def _trained(args: Args) -> Denoiser:
+    """The family's own teacher, trained now or before."""
+    path = args.out / "teacher"
+    run = train.Args(recipe=args.family, out=path, data=args.data, size=args.size, seed=args.seed)
+    train.run(replace(run, device=args.device))
     return checkpoint.load(path).to(cli.device(args.device))
 
 
@@ -156,36 +184,50 @@ def _plan(name: str, args: Args, teacher: Denoiser, images: Images) -> tuple[Sta
     prices = budget.prices(stages, teacher)
     wanted = args.evaluations
     if args.minutes is not None:
-        wanted = round(args.minutes * 60 * budget.pace(stages, prices, teacher, images))
+        wanted = _paid_by(args.minutes, args.out / "minutes.json", name)
+        if wanted is None:
+            wanted = round(args.minutes * 60 * budget.pace(stages, prices, teacher, images))
+            _remember(wanted, args.minutes, args.out / "minutes.json", name)
     return stages if wanted is None else budget.fitted(stages, prices, wanted, name)
 
 
-def _gather(args: Args, teacher: Denoiser, records: list[Record], judge: Judge) -> Comparison:
+def _paid_by(minutes: float, path: Path, name: str) -> int | None:
+    """Evaluations that an earlier run of this command found these minutes to pay for."""
+    known = json.loads(path.read_bytes()) if path.exists() else {}
+    return known.get(f"{name} {minutes:g}")
+
+
+def _remember(evaluations: int, minutes: float, path: Path, name: str) -> None:
+    """So that the same command goes on with the same budget."""
+    known = json.loads(path.read_bytes()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known[f"{name} {minutes:g}"] = evaluations
+    durable.replace_file(path, json.dumps(known, indent=1).encode())
+
+
+def _gather(
+    args: Args, teacher: Denoiser, records: list[Record], judges: Sequence[Judge]
+) -> Comparison:
     """What the report needs: the teacher's own numbers, speeds and pictures of the first seed."""
-    own = teacher.sampling
-    ways = [s for s in STEPS if s <= own.steps] if own.sampler == "ddim" else []
-    measures = {s: judge.measure(teacher, replace(own, steps=s)) for s in ways}
-    measured = judge.measure(teacher)
-    first = [r for r in records if r.seed == args.seed]
+    first, device = judges[0], cli.device(args.device)
+    chains = {samplers.evaluations(teacher.schedule, s): s for s in shorter(teacher)}
     models = {
-        r.method: checkpoint.load(args.out / f"seed-{r.seed}" / r.method).to(
-            cli.device(args.device)
-        )
-        for r in first
+        r.method: checkpoint.load(args.out / f"seed-{r.seed}" / r.method).to(device)
+        for r in records
+        if r.seed == args.seed
     }
     makers = {n: generator(m, seed=args.seed) for n, m in {"teacher": teacher, **models}.items()}
-    label = (
-        judge.images.labels[:32] if teacher.classes and judge.images.labels is not None else None
-    )
+    known = first.images.labels
+    label = known[:SHOWN] if teacher.classes and known is not None else None
     return Comparison(
         records=records,
-        teacher={s: m.value for s, m in measures.items()},
-        full=measured,
-        teacher_straightness=judge.straightness(teacher),
+        teacher={n: [j.distance(teacher, how) for j in judges] for n, how in chains.items()},
+        full=first.measure(teacher),
+        teacher_straightness=first.straightness(teacher),
         speeds=interleaved(makers),
-        pictures={n: make(32, label=label) for n, make in makers.items()},
+        pictures={n: make(SHOWN, label=label) for n, make in makers.items()},
         nfe={n: make.nfe for n, make in makers.items()},
-        device=cli.device_name(cli.device(args.device)),
+        device=cli.device_name(device),
         budget=_budget(args),
     )
 

@@ -34,11 +34,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything measured. teacher: distance by steps; full: at its own sampling, with its floor;
-    speeds: images/s by method in every round; pictures: uint8 (32, H, W, C) from equal noise."""
+    """Everything measured. teacher: distances of all seeds by evaluations; full: at its own
+    sampling, with its floor; speeds: images/s by method in every round; pictures: uint8 (n, H, W,
+    C) from equal noise."""
 
     records: list[Record]
-    teacher: dict[int, float]
+    teacher: dict[int, list[float]]
     full: Measure
     teacher_straightness: float
     speeds: Mapping[str, list[float]]
@@ -63,7 +64,14 @@ class Comparison:
     def gain(self, method: str, nfe: int) -> float | None:
         """How many times nearer than the teacher at as many evaluations."""
         base = self.teacher.get(nfe)
-        return None if base is None else base / statistics.mean(self.distances(method, nfe))
+        if base is None:
+            return None
+        return statistics.mean(base) / statistics.mean(self.distances(method, nfe))
+
+    @property
+    def goal(self) -> float:
+        """The teacher's distance at its own sampling."""
+        return statistics.mean(self.teacher[self.nfe["teacher"]])
 
     def speed(self, method: str) -> float:
         """Median images/s, sampled the method's own way."""
@@ -116,7 +124,7 @@ class Page:
         cards = [
             Card(
                 "Teacher",
-                f"{c.full.value:.2f}",
+                f"{c.goal:.2f}",
                 f"NFE {c.nfe['teacher']}; real images {c.full.floor:.2f}",
             )
         ]
@@ -128,11 +136,10 @@ class Page:
     def _rows(self) -> list[list[str]]:
         c = self.comparison
         rows = [
-            ["teacher", str(n), f"{d:.2f}", "1", f"{d / c.full.value:.2f}", "", "", "", ""]
+            ["teacher", str(n), spread(d), "1", f"{statistics.mean(d) / c.goal:.2f}", *[""] * 4]
             for n, d in sorted(c.teacher.items(), reverse=True)
         ]
-        if rows:
-            rows[0][-2:] = [f"{c.speed('teacher'):,.0f}", f"{c.teacher_straightness:.3f}"]
+        rows[0][-2:] = [f"{c.speed('teacher'):,.0f}", f"{c.teacher_straightness:.3f}"]
         for method in c.methods:
             rows += self._rows_of(method)
         return rows
@@ -150,7 +157,7 @@ class Page:
                     str(nfe),
                     spread(found),
                     "" if gain is None else f"{gain:.1f}",
-                    f"{statistics.mean(found) / c.full.value:.2f}",
+                    f"{statistics.mean(found) / c.goal:.2f}",
                     *costs,
                 ]
             )
@@ -190,7 +197,8 @@ class Page:
 
     def _charts(self) -> Section:
         c = self.comparison
-        by_nfe = [Series("teacher", *_sorted(c.teacher))]
+        teacher = {n: statistics.mean(d) for n, d in c.teacher.items()}
+        by_nfe = [Series("teacher", *_sorted(teacher))]
         by_cost = []
         for method in c.methods:
             nfes = c.of(method)[0].quality

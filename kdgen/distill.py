@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from kdgen import checkpoint, cli, data, pairs, recipes
@@ -32,6 +33,8 @@ from kdgen.recipes import Stage
 from kdgen.run import Run
 from kdgen.train import Blank, Overrides, dry_run, picture, settings
 from kdgen.training import fit
+
+ROUNDS = "rounds"  # in a run directory: the students of rounds that have ended
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def run(args: Args) -> None:
     stages = tuple(_changed(stage, args) for stage in recipe.stages)
     models = [_teacher(args, recipe).to(cli.device(args.device))]
     images = _images(args, recipe, stages)
+    torch.manual_seed(args.seed)  # initial weights of what no teacher has
     for k, stage in enumerate(stages, 1):
         teacher = tutor(stage, models)
         nets = stage.method.cast(teacher, _student(stage.method, models[-1], args, k))
@@ -138,7 +142,7 @@ def steps(
 def keep_round(step: Step, out: Path) -> None:
     """Store the student of a round that has ended, as a checkpoint of its own."""
     name = f"{step.round + 1:02d}-{step.ema.sampling.steps}-steps"
-    checkpoint.save(out / "rounds" / name, step.ema, {"method": step.method.config()})
+    checkpoint.save(out / ROUNDS / name, step.ema, {"method": step.method.config()})
 
 
 def plan(stage: Stage, teacher: Denoiser) -> pairs.Plan | None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kdgen import budget, checkpoint, distill, durable, metrics, noise, samplers
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser, Sampling
+from kdgen.errors import UsageError
 from kdgen.evaluate import draw
 from kdgen.loop import Step
 from kdgen.recipes import Stage
@@ -19,7 +22,7 @@ from kdgen.recipes import Stage
 CURVE = 4  # measurements while the last stage trains
 PATHS, PATH_STEPS = 128, 32  # images and Euler steps that straightness is measured on
 SECOND = 0.821 / 80  # Geng et al. 2024's second time, for students that know only the first
-STEPS = (16, 8, 4, 2, 1)
+STEPS = (16, 8, 4, 2, 1)  # of a chain that can be cut short
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Record:
     evaluations: int
     seconds: float
     straightness: float | None
-    settings: list[dict[str, Any]] = field(default_factory=list)
+    settings: list[dict[str, Any]]
+    about: dict[str, Any]  # teacher, data and n, as `Judge.about` says them
 
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all."""
@@ -77,6 +81,11 @@ class Judge:
         )
         return found
 
+    def about(self, teacher: Denoiser) -> dict[str, Any]:
+        """What makes results comparable: digests of teacher and data, n, seed."""
+        weights = checkpoint.tensors_digest(teacher.state_dict())
+        return {"teacher": weights, "data": self.images.digest, "n": self.n, "seed": self.seed}
+
     def distance(self, model: Denoiser, how: Sampling | None = None) -> float:
         """Its value."""
         return self.measure(model, how).value
@@ -102,14 +111,18 @@ def play(
 ) -> Record:
     """Train and measure, in the run directory `out`; the same call again resumes, and a finished
     one is only read."""
-    kept = out / "measured.json"
+    kept, about = out / "measured.json", judge.about(teacher)
+    settings = checkpoint.plain({"": budget.settings(stages)})[""]
     if kept.exists():
-        return Record.load(kept)
+        record = Record.load(kept)
+        _require_same(kept, {**record.about, "": record.settings}, {**about, "": settings})
+        return record
     prices = budget.prices(stages, teacher)
     diary = _Diary(out / "curve.json")
     models = [teacher]
     for k, stage in enumerate(stages, 1):
         spent = budget.evaluations(stages[: k - 1], prices[: k - 1]) if k > 1 else 0
+        budget.restart(judge.seed)
         nets = budget.cast(stage, models)
         updates = budget.updates(stage)
         running = distill.steps(
@@ -134,10 +147,20 @@ def play(
         evaluations=budget.evaluations(stages, prices),
         seconds=diary.seconds,
         straightness=_straightness(models[1:], judge),
-        settings=budget.settings(stages),
+        settings=settings,
+        about=about,
     )
     record.save(kept)
     return record
+
+
+def _require_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """UsageError where a kept result is of something else."""
+    if changed := [key or "settings" for key in new if old.get(key) != new[key]]:
+        raise UsageError(
+            f"{path}: measured with another {' and '.join(changed)}; expected the same. Choose "
+            "another --out, or delete its directory to do it again."
+        )
 
 
 def _due(step: Step, updates: int) -> bool:
@@ -164,14 +187,16 @@ class _Diary:
         """The steps of stage k; only what happens in the loop counts, not what its caller does."""
         stage, first = str(k), True
         begun = time.perf_counter()
-        for step in steps:
-            passed = time.perf_counter() - begun
-            if not (first and step.number == step.steps):  # else it was finished before
-                self._spent[stage] = self._spent.get(stage, 0.0) + passed
-            first = False
-            yield step
-            begun = time.perf_counter()
-        self._save()
+        try:
+            for step in steps:
+                passed = time.perf_counter() - begun
+                if not (first and step.number == step.steps):  # else it was finished before
+                    self._spent[stage] = self._spent.get(stage, 0.0) + passed
+                first = False
+                yield step
+                begun = time.perf_counter()
+        finally:  # a signal too
+            self._save()
 
     def note(self, step: Step, evaluations: int, distance: float) -> None:
         """One point of the curve; replaces those that a crash made us repeat."""
@@ -185,17 +210,17 @@ class _Diary:
 
 
 def _quality(student: Denoiser, out: Path, judge: Judge) -> dict[int, float]:
-    """By number of evaluations, best first where two models take as many."""
-    found = {}
-    for model, how in [*_rounds(out), *_ways(student)]:
+    """By number of evaluations; the final student's where a round's takes as many."""
+    found, device = {}, next(student.parameters()).device
+    for model, how in [*_rounds(out, device), *_ways(student)]:
         found[samplers.evaluations(model.schedule, how)] = judge.distance(model, how)
     return dict(sorted(found.items(), reverse=True))
 
 
-def _rounds(out: Path) -> Iterator[tuple[Denoiser, Sampling]]:
+def _rounds(out: Path, device: torch.device) -> Iterator[tuple[Denoiser, Sampling]]:
     """The students of a run's rounds, each in its own way."""
-    for path in sorted((out / "rounds").glob("*")):
-        model = checkpoint.load(path)
+    for path in sorted((out / distill.ROUNDS).glob("*")):
+        model = checkpoint.load(path).to(device)
         yield model, model.sampling
 
 
@@ -213,6 +238,16 @@ def _ways(student: Denoiser) -> Iterator[tuple[Denoiser, Sampling]]:
             if steps != own.steps:
                 yield student, replace(own, steps=steps)
     yield student, own
+
+
+def shorter(teacher: Denoiser) -> Iterator[Sampling]:
+    """The teacher's own sampling and its shorter chains; Euler's instead of Heun's."""
+    own = teacher.sampling
+    yield own
+    full = samplers.evaluations(teacher.schedule, own)
+    for steps in STEPS:
+        if steps < full and own.sampler in ("ddim", "heun"):
+            yield replace(own, sampler="ddim", steps=steps)
 
 
 def _straightness(models: Sequence[Denoiser], judge: Judge) -> float | None:

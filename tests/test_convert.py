@@ -303,7 +303,7 @@ def test_a_pickle_that_calls_something_else_is_refused(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_every_truncation_is_refused_in_one_line() -> None:
+def test_a_truncated_file_is_refused_in_one_line() -> None:
     whole = pickled(Reference("SongUNet", SONG), "SongUNet")
     for n in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         with pytest.raises(CheckpointError, match=r"x\.pkl: .*; expected a pickle") as caught:
@@ -341,6 +341,9 @@ def test_another_resampling_filter_is_refused() -> None:
         ("SongUNet", "EDMPrecond", {"model_channels": 10**9}, {}, "too large"),
         ("SongUNet", "EDMPrecond", {"model_channels": 10**6}, {}, "do not fit"),
         ("SongUNet", "EDMPrecond", {"model_channels": "x"}, {}, "fit no network"),
+        ("SongUNet", "EDMPrecond", {"num_blocks": 10**9}, {}, "num_blocks is 1000000000"),
+        ("SongUNet", "EDMPrecond", {"resample_filter": 3}, {}, "not nested as a network"),
+        ("SongUNet", "EDMPrecond", {}, {"_modules": 3}, "has no network 'model'"),
     ],
 )
 def test_what_our_network_is_not_is_refused(kind, precond, arguments, changes, why) -> None:  # type: ignore[no-untyped-def]

@@ -68,7 +68,7 @@ def _song(arguments: Mapping[str, Any]) -> dict[str, Any]:
             "not standard or residual, and standard"
         )
     return {
-        "waves": "fourier" if kinds[0] == "fourier" else "sin_cos",
+        "waves": "fourier" if said["embedding_type"] == "fourier" else "sin_cos",
         "pyramid": said["encoder_type"] == "residual",
         "filter": tuple(said["resample_filter"]),
     }

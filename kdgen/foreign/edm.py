@@ -14,6 +14,8 @@ from kdgen.foreign.persistent import Module
 from kdgen.nets import UNet
 from kdgen.schedules import EDM
 
+MOST_BLOCKS = 64  # a level; more than any published network, and harmless to count
+
 
 def denoiser(data: bytes, where: str, sampling: Sampling | None = None) -> Denoiser:
     """The averaged network of the pickle `data`, called `where` in messages; eval mode, float32.
@@ -52,16 +54,19 @@ def _average(content: Any) -> Module:
 
 
 def _network(outer: Module) -> UNet:
-    inner = outer.state.get("_modules", {}).get("model")
+    modules = outer.state.get("_modules")
+    inner = modules.get("model") if isinstance(modules, dict) else None
     if not isinstance(inner, Module):
         raise RefusedPickle("has no network 'model'")
     arguments = inner.state.get("_init_kwargs")
     if not isinstance(arguments, dict) or inner.state.get("_init_args"):
         raise RefusedPickle("does not name the arguments of its network")
-    config = architecture.config(inner.name, arguments)
-    try:
+    if not isinstance(blocks := arguments.get("num_blocks", 4), int) or blocks > MOST_BLOCKS:
+        raise RefusedPickle(f"its num_blocks is {quoted(repr(blocks))}, not 1 … {MOST_BLOCKS}")
+    try:  # what a hostile file can still bend: the types and nesting of what is plain data
+        config = architecture.config(inner.name, arguments)
         tensors = weights.translated(config, dict(inner.tensors()))
-    except (AttributeError, RecursionError):
+    except (AttributeError, RecursionError, RuntimeError, TypeError):
         raise RefusedPickle("its modules are not nested as a network's are") from None
     net = UNet(config)
     net.load_state_dict(tensors)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kdgen import budget, checkpoint, compare, contest, recipes, tournament
+from kdgen import budget, checkpoint, compare, contest, nets, recipes, samplers, tournament
+from kdgen.denoiser import Denoiser, Sampling
 from kdgen.recipes import Stage
+from kdgen.schedules import EDM, Cosine
 
 Refused = Callable[..., str]
 METHODS = ("digits-denoising-student", "digits-progressive")
@@ -30,7 +32,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(recipes.STUDENTS, name, lambda changed=changed: changed)
     monkeypatch.setattr(tournament, "CURVE", 1)
     monkeypatch.setattr(contest, "TIMED", 32)
-    monkeypatch.setattr(compare, "STEPS", (2, 1))
+    monkeypatch.setattr(tournament, "STEPS", (2, 1))
 
 
 @pytest.mark.slow
@@ -67,6 +69,11 @@ def test_a_comparison_is_measured_once_and_written_in_every_form(
     compare.main(options)
     again = json.loads((tmp_path / "compare.json").read_text())
     assert again["records"] == found["records"]
+    for other in (["--evaluations", "2000"], ["--n", "131"]):  # not what was measured
+        with pytest.raises(SystemExit) as stop:
+            compare.main([*options, *other])
+        assert stop.value.code == 2
+        assert "measured with another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [n for n in recipes.STUDENTS if n.startswith("digits-")])
@@ -82,9 +89,32 @@ def test_a_budget_is_met_within_one_step(teacher: Path, name: str) -> None:
         assert wanted - step < spent <= wanted
 
 
-def test_a_budget_below_one_step_is_refused(teacher: Path, refused: Refused) -> None:
-    said = refused(compare.main, ["--teacher", str(teacher), "--evaluations", "10"], 2)
-    assert "evaluations at least" in said
+def test_a_budget_below_one_step_is_refused_before_a_teacher_is_trained(
+    teacher: Path, tmp_path: Path, refused: Refused
+) -> None:
+    for known in ([], ["--teacher", str(teacher)]):
+        options = ["--out", str(tmp_path / "out"), "--evaluations", "10", *known]
+        assert "evaluations at least" in refused(compare.main, options, 2)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "nfe"),
+    [
+        (Sampling("ddim", steps=16), [16, 8, 4, 2, 1]),
+        (Sampling("ddim", steps=5), [5, 4, 2, 1]),
+        (Sampling("ddim", steps=20), [20, 16, 8, 4, 2, 1]),
+        (Sampling("heun", steps=9, grid="karras"), [17, 16, 8, 4, 2, 1]),
+    ],
+    ids=str,
+)
+def test_a_teacher_is_measured_at_its_own_sampling_and_shorter(
+    sampling: Sampling, nfe: list[int]
+) -> None:
+    schedule = EDM() if sampling.sampler == "heun" else Cosine()
+    model = Denoiser(nets.preset("tiny8"), schedule, "v", "angle", sampling)
+    found = [samplers.evaluations(schedule, how) for how in tournament.shorter(model)]
+    assert found == nfe
 
 
 @pytest.mark.parametrize(

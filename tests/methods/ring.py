@@ -98,7 +98,7 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         angle = time * (math.pi / 2000)
-        # Beyond sigma/alpha = 90 nothing changes, and a flow's last time is not far from the others.
+        # Nothing changes beyond sigma/alpha = 90: a flow's last time is then near the others.
         level = (angle.sin() / angle.cos().clamp(min=1e-6)).clamp(1e-3, 90).log()
         phases = level[:, None] * 0.3 * torch.arange(1, 9).to(level)
         seen = torch.cat([x.flatten(1), phases.sin(), phases.cos()], 1)
