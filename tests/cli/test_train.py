@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from kdgen import checkpoint, cli, distill, evaluate, sample, train
+from kdgen import checkpoint, cli, distill, evaluate, recipes, sample, train
 
 CIFAR10 = Path(os.environ.get("KDGEN_CIFAR10_ZIP", "unset"))
 
@@ -178,3 +180,70 @@ def test_cifar10_goes_from_files_to_a_one_step_student(tmp_path: Path) -> None:
     made = checkpoint.load(student)
     assert made.shape == (3, 32, 32)
     assert made.classes == 10
+
+
+@pytest.mark.parametrize("recipe", [n for n in recipes.STUDENTS if n.startswith("digits-")])
+def test_every_digits_recipe_distils_and_resumes(
+    recipe: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "student"
+    short = ["--steps", "1", "--batch", "8", "--pairs", "16", "--teacher-steps", "16"]
+    options = [recipe, "--teacher", str(teacher), "--out", str(out), *short]
+    distill.main(options)
+    student = checkpoint.load(out)
+    said = recipes.student(recipe).stages[-1].method
+    *_, last = said.rounds()
+    assert student.sampling == last.sampling(student)
+    stages = len(recipes.student(recipe).stages)
+    assert len(list(out.glob("stages/*"))) == stages - 1
+    assert len(list(out.glob("rounds/*"))) in (0, len(list(said.rounds())))
+    before = weights(out)
+    distill.main(options)  # everything is there: nothing is trained again
+    for name, value in weights(out).items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_every_round_of_progressive_distillation_is_kept(teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "progressive"
+    short = ["--steps", "1", "--batch", "8"]
+    distill.main(["digits-progressive", "--teacher", str(teacher), "--out", str(out), *short])
+    kept = sorted(p.name for p in (out / "rounds").iterdir())
+    assert kept == ["01-8-steps", "02-4-steps", "03-2-steps", "04-1-steps"]
+    assert [checkpoint.load(out / "rounds" / n).sampling.steps for n in kept] == [8, 4, 2, 1]
+
+
+def test_a_student_may_be_smaller_than_its_teacher(teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    short = ["--steps", "1", "--batch", "8", "--pairs", "16", "--teacher-steps", "2"]
+    distill.main(["--teacher", str(teacher), "--out", str(out), "--width", "16", *short])
+    student, full = checkpoint.load(out), checkpoint.load(teacher)
+    assert student.net.facts.width == 16
+    count = {m: sum(p.numel() for p in m.parameters()) for m in (student, full)}
+    assert count[student] < 0.3 * count[full]
+    assert sample.load(out, None).shape == full.shape
+
+
+def test_a_recipe_can_be_tried_dry_without_teacher_and_without_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "none")
+    distill.main(["digits-progressive", "--teacher", missing, "--batch", "4", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "an untrained digits stands in for it" in said
+    assert "one step" in said
+    train.main(["images-tiny", "--batch", "2", "--dry-run"])
+    assert "grey images (3, 32, 32)" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_count_that_does_not_fit_is_refused(
+    teacher: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    folder = tmp_path / "images"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for k in range(3):
+            Image.new("L", (8, 8), 40 * k).save(folder / name / f"{k}.png")
+    options = ["digits-progressive", "--teacher", str(teacher), "--data", str(folder)]
+    said = refused(distill.main, [*options, "--out", str(tmp_path / "out")], 3)
+    assert "2 classes" in said
