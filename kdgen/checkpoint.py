@@ -287,6 +287,20 @@ def load(
     CheckpointError.
     """
     found = find(path)
+    try:
+        return _loaded(found, weights, build)
+    except CheckpointError:
+        newer = find(path)
+        if newer.path == found.path:
+            raise
+        return _loaded(newer, weights, build)  # a trainer has saved, and removed what was found
+
+
+def _loaded(
+    found: Checkpoint,
+    weights: Literal["ema", "raw"],
+    build: Callable[[dict[str, Any]], Denoiser] | None,
+) -> Denoiser:
     facts = found.facts
     if not {"config", "weights"} <= facts.keys():
         raise CheckpointError(

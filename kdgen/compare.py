@@ -1,4 +1,4 @@
-"""`python -m kdgen.compare`: one teacher, one budget, all methods.
+"""`python -m kdgen.compare`: one teacher, all methods, and one budget where it is given.
 
 Examples:
   python -m kdgen.compare --out runs/compare
@@ -45,7 +45,8 @@ SHOWN = 32  # images in the report's grids
 
 @dataclass(frozen=True)
 class Args:
-    """Distil one teacher by every method, with equal budgets, and measure them side by side."""
+    """Distil one teacher by every method and measure them side by side; each recipe spends what it
+    says, unless --evaluations or --minutes gives all the same."""
 
     teacher: Path | None = None
     """Run directory or checkpoint; default: the family's own teacher, trained into OUT/teacher."""
@@ -92,6 +93,11 @@ def run(args: Args) -> None:
     n = evaluate.count(args.n, images)
     teacher = _given(args, images)
     evaluate.check(teacher, images)
+    if teacher.sampling.sampler == "rk45":
+        raise UsageError(
+            "compare: the teacher is sampled with 'rk45', whose evaluations vary; expected "
+            "a sampler of fixed cost. Save it with another `sampling`."
+        )
     # Before anything is trained: what does not suit, or cannot be paid for, is refused now.
     plans = {name: _plan(name, args, teacher, images) for name in names}
     if args.teacher is None:
@@ -226,7 +232,7 @@ def _gather(
         teacher_straightness=first.straightness(teacher),
         speeds=interleaved(makers),
         pictures={n: make(SHOWN, label=label) for n, make in makers.items()},
-        nfe={n: make.nfe for n, make in makers.items()},
+        nfe={n: make.nfe or 0 for n, make in makers.items()},
         device=cli.device_name(device),
         budget=_budget(args),
     )

@@ -368,6 +368,7 @@ class Denoiser(nn.Module):
     def copy(self, **changes: Any) -> Denoiser:
         """An independent copy of the weights; keyword arguments replace constructor arguments.
 
+        All parameters of the copy can be trained, also those of an average that never is.
         `schedule` puts the same denoiser on another path. Raises ValueError where it would not be
         the same: an index of a LinearVP other than DDPM's has no meaning elsewhere.
         """
@@ -381,7 +382,7 @@ class Denoiser(nn.Module):
         }
         if "net" not in facts:
             facts["net"] = copy.deepcopy(self.net)
-        return Denoiser(**facts).train(self.training)
+        return Denoiser(**facts).train(self.training).requires_grad_(True)
 
     def _check_path(self, schedule: NoiseSchedule) -> None:
         if self.time == "index" and schedule != self.schedule != LinearVP():

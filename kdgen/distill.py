@@ -71,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: Args) -> None:
     """Distil as the arguments say."""
     recipe = recipes.student(args.recipe)
+    if args.online and not any(hasattr(s.method, "online") for s in recipe.stages):
+        raise UsageError(
+            f"distill: recipe {args.recipe} makes no pairs as it goes; expected one that can. "
+            "Leave --online out."
+        )
     stages = tuple(_changed(stage, args) for stage in recipe.stages)
     models = [_teacher(args, recipe).to(cli.device(args.device))]
     images = _images(args, recipe, stages)

@@ -50,8 +50,10 @@ class Generator:
         self.denoiser = self._prepare(denoiser)
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations per image."""
+    def nfe(self) -> int | None:
+        """Network evaluations per image; None where the sampler decides as it goes."""
+        if self.how.sampler == "rk45":
+            return None
         return samplers.evaluations(self.denoiser.schedule, self.how)
 
     def __call__(self, n: int, *, first: int = 0, label: Labels = None) -> Tensor:

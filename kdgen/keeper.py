@@ -144,8 +144,9 @@ class Keeper:
         """Bytes of a checkpoint: weights and two moments of each trained role, and the averages."""
         loop = self.loop
         sizes = {r: size_of({r: dict(loop.nets[r].state_dict())}) for r in self._moving}
-        average = size_of({"": dict(loop.average.denoiser.state_dict())}) if loop.average else 0
-        return 3 * sum(sizes.values()) - 2 * sizes.get("target", 0) + average
+        student = sizes.get("student", 0)
+        weights = student * ((loop.average is not None) + (len(loop.plan) > 1))  # average, teacher
+        return 3 * sum(sizes.values()) - 2 * sizes.get("target", 0) + weights
 
 
 def _fill(denoiser: Any, found: Checkpoint, file: str) -> None:

@@ -209,6 +209,7 @@ class Loop:
         for role in self.roles:
             self.nets[role].eval()
         batch = self.batches(self.done - 1, k / steps, len(self.phases) - 1)
+        batch = next(split(batch, self.training.accumulate))  # no more than a step holds at once
         with torch.no_grad(), self._autocast():
             return self.plan[r].gauges(self.nets, batch)
 

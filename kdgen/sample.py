@@ -89,8 +89,8 @@ def load(path: Path | None, steps: int | None) -> Denoiser:
     fixed = model.parameterisation == "residual" or model.sampling.sampler == "few_step"
     if fixed and steps not in (None, count):
         raise UsageError(
-            f"--steps is {steps}; expected {count}: this student was trained for that. Leave it "
-            "out."
+            f"--steps is {steps}; expected {count}: this student was trained for "
+            f"{'one step' if count == 1 else f'{count} steps'}. Leave it out."
         )
     return model
 
@@ -122,7 +122,7 @@ def summary(
     """The line that says what was measured."""
     c, h, w = model.shape
     return (
-        f"{args.n:,} images {h}x{w}x{c} · NFE {make.nfe} · {seconds:.3f} s · "
+        f"{args.n:,} images {h}x{w}x{c} · NFE {make.nfe or 'adaptive'} · {seconds:.3f} s · "
         f"{args.n / seconds:,.0f} images/s · {cli.device_name(device)} · {args.dtype} · "
         f"batch {make.batch}{' · fast' if args.fast else ''} · torch {torch.__version__} -> {where}"
     )

@@ -74,6 +74,11 @@ class Training:
                 raise ValueError(
                     f"Training: {name} is {getattr(self, name)}; expected above 0. Change it."
                 )
+        if self.optimizer == "radam" and rectification(10**6, self.betas[1]) == 0:
+            raise ValueError(
+                f"Training: betas are {self.betas} for radam, whose rate is then 0; expected the "
+                "second above 2/3. Raise it, or use adam."
+            )
         if self.warmup < 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(
                 f"Training: warmup is {self.warmup}, weight_decay {self.weight_decay}, clip "

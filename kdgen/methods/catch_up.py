@@ -199,11 +199,6 @@ class CatchUp(Method):
                 f"CatchUp: a catch-up checkpoint without its phi: the student's skip_gain is "
                 f"{gain}, phi {self.phi}; expected the same. Set phi to what it was trained with."
             )
-        if gain is not None and student.time != "raw":
-            raise ValueError(
-                f"CatchUp: phi is {gain} and the student's time {student.time!r}; expected 'raw', "
-                "which skip_gain reads. Build the student with time='raw'."
-            )
 
     def sampling(self, student: Denoiser) -> Sampling:
         return replace(student.sampling, sampler=self.solver, steps=self.steps, grid="uniform")

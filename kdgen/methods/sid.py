@@ -39,7 +39,7 @@ class Sid(Method):
 
     w per image and as a constant (`weighted`; False is w = 1). Its sigma lies on EDM's ramp between
     the shares t_min and t_max, uniformly: 0.8 is sigma 24.4. The paper sums over pixels and
-    multiplies by 100; here they are means: Adam does not see the difference, a clipped gradient
+    multiplies by 100; here they are means: Adam sees it only through its eps, a clipped gradient
     does.
 
     The loss is no sign of convergence. With f_psi at its optimum its mean is
