@@ -99,9 +99,10 @@ def consistency(start: Denoiser, seed: int) -> Denoiser:
 
 
 def catch_up(start: Denoiser, seed: int) -> Denoiser:
-    """It needs no teacher, and no start; 16 steps."""
+    """It needs no teacher, and no start; sampled in 4 steps, where a plain flow, `weights=(0, 1)`,
+    comes 3.3 … 4.6 times nearer over five seeds."""
     student = ring.student(Flow(), "velocity", 20 + seed)
-    return ring.train(CatchUp(), {"student": student}, images(seed), 1600, seed=seed)
+    return ring.train(CatchUp(steps=4), {"student": student}, images(seed), 1600, seed=seed)
 
 
 def sid(start: Denoiser, seed: int) -> Denoiser:
@@ -122,7 +123,7 @@ def reflow(start: Denoiser, seed: int) -> Denoiser:
 
 @pytest.mark.slow
 def test_a_denoising_student_learns_the_map_from_noise_to_image():
-    """Four seeds gave an error of 0.025 … 0.029, and 10.3 … 11.1 times nearer."""
+    """Five seeds gave an error of 0.025 … 0.029, and 10.3 … 11.1 times nearer."""
     student, error = denoising_student(0)
     assert error < 0.05
     assert gain(student) > 5
@@ -138,8 +139,8 @@ def in_one_step(student: Denoiser) -> Denoiser:
 @pytest.mark.slow
 @pytest.mark.parametrize("learn", [progressive, consistency, catch_up, sid, reflow])
 def test_a_student_comes_near_the_ring(learn, trained):
-    """Times nearer, by seed: progressive 9.3, 9.1; consistency 5.9, 6.2, 5.1, 6.2; sid 6.7, 6.9;
-    reflow 10.0, 9.7; catch-up 8.9 (one seed)."""
+    """Times nearer, by seed: consistency 5.9, 6.2, 6.2, 5.1, 6.2; catch-up 5.5, 5.4, 5.5, 5.9, 5.3;
+    progressive 9.3, 9.2, 9.1; sid 6.7, 7.6, 6.9; reflow 10.0, 9.9, 9.7."""
     assert gain(learn(trained, 0)) > 5
 
 
