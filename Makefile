@@ -10,7 +10,7 @@ SETUP := @bash tools/setup
 STILL := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-smoke lint gates clean
+.PHONY: help demo test bench bench-smoke gpu lint gates clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ##/  make \1\t/p' Makefile | expand -t 20
@@ -32,6 +32,10 @@ bench: ## time every op, network and training step; compare with benchmarks/resu
 bench-smoke: ## run every benchmark once, untimed
 	$(SETUP) test bench
 	@$(RUN) -m pytest benchmarks --benchmark-disable $(ARGS)
+
+gpu: ## on a GPU: tests, kernels, 50,000 images, training, profile; elsewhere: what it would do
+	$(SETUP) test bench triton
+	@$(RUN) -m benchmarks.gpu $(ARGS)
 
 lint: ## ruff, clang-format, mypy
 	$(SETUP) test dev

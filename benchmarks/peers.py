@@ -140,13 +140,16 @@ class PlainGenerator:
 # ---- training -------------------------------------------------------------------------------
 
 
-def training(denoiser: Denoiser, images: Images, training: Training) -> Iterator[Tensor]:
+def training(
+    denoiser: Denoiser, images: Images, training: Training, *, compiled: bool = False
+) -> Iterator[Tensor]:
     """Steps of a v-prediction teacher, with fused Adam, clipping and an average of the weights.
 
-    Yields the loss.
+    Yields the loss. `compiled`: forward and backward through torch.compile.
     """
     net = plain(denoiser.net).train()  # type: ignore[arg-type]
     student = denoiser.copy(net=net)
+    loss_of = torch.compile(_v_loss, dynamic=False) if compiled else _v_loss
     average = denoiser.copy(net=copy.deepcopy(net)).requires_grad_(False)
     adam = torch.optim.AdamW(
         student.parameters(),
@@ -163,7 +166,7 @@ def training(denoiser: Denoiser, images: Images, training: Training) -> Iterator
         adam.zero_grad(set_to_none=True)
         x0, label = images.take(torch.randint(len(images), (training.batch,)))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            loss = _v_loss(student, x0, label if student.classes else None)
+            loss = loss_of(student, x0, label if student.classes else None)
         loss.backward()
         if training.clip is not None:
             nn.utils.clip_grad_norm_(student.parameters(), training.clip)
