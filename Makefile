@@ -1,7 +1,9 @@
 # Each target makes $(VENV) ready first (tools/setup); the second time that costs nothing.
 #   PYTHON=  the interpreter to make it with        VENV=  where            ARGS=  passed on
+#   WORKERS= processes that share the tests (auto: one a core; 0: this one)
 VENV   ?= .venv
 PYTHON ?=
+WORKERS ?= auto
 export VENV PYTHON
 
 RUN   := $(VENV)/bin/python
@@ -21,7 +23,7 @@ demo: ## train a teacher on handwritten digits, distil it, write runs/demo/repor
 
 test: ## all tests
 	$(SETUP) test triton
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
 
 bench: ## time every op, network and training step; compare with benchmarks/results
 	$(SETUP) test bench
@@ -34,7 +36,7 @@ bench-smoke: ## run every benchmark once, untimed
 	@$(RUN) -m pytest benchmarks --benchmark-disable $(ARGS)
 
 gpu: ## on a GPU: tests, kernels, 50,000 images, training, profile; elsewhere: what it would do
-	$(SETUP) test bench triton
+	$(SETUP) test bench triton --spare
 	@$(RUN) -m benchmarks.gpu $(ARGS)
 
 lint: ## ruff, clang-format, mypy
