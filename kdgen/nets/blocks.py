@@ -46,7 +46,7 @@ class ResBlock(nn.Module):
         h = self.conv1(self.resize(self.norm1(x, more=skip)))
         h = self.conv2(self.dropout(self._timed(h, self.time(emb))))
         past = self.shortcut(self.resize(x)) if skip is None else self.shortcut(x, skip)
-        return rescaled(past + h, self.skip_scale)
+        return joined(past, h, self.skip_scale)
 
     def _timed(self, h: Tensor, time: Tensor) -> Tensor:
         """The second norm; `time` (B, C), or a scale and a shift of C channels each."""
@@ -93,8 +93,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).chunk(3, 1)
-        y: Tensor = x + self.out(kernels.attention(q, k, v, self.heads))
-        return rescaled(y, self.skip_scale)
+        return joined(x, self.out(kernels.attention(q, k, v, self.heads)), self.skip_scale)
 
     def parts(self) -> Parts:
         thirds = (self.channels,) * 3
@@ -117,6 +116,13 @@ class Chain(nn.ModuleList):
         for module in rest:
             x = module(x, emb)
         return x
+
+
+def joined(x: Tensor, branch: Tensor, scale: float) -> Tensor:
+    """(x + branch)·scale, of two tensors of one dtype in one pass."""
+    if scale == 1 or x.dtype != branch.dtype:  # nothing to fuse; autocast in front of a block
+        return rescaled(x + branch, scale)
+    return kernels.bias_residual(x, branch, None, scale)
 
 
 def rescaled(x: Tensor, factor: float) -> Tensor:
