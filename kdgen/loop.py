@@ -17,9 +17,9 @@ from torch import Tensor
 from kdgen.batches import Batches, Source, Taken, check_source, split
 from kdgen.denoiser import Denoiser
 from kdgen.ema import Average
+from kdgen.graph import Driver
 from kdgen.learner import Learner, Outcome
 from kdgen.ledger import Ledger
-from kdgen.graph import Driver
 from kdgen.methods.base import Batch, Method, Nets
 from kdgen.stepper import Stepper
 
