@@ -21,7 +21,7 @@ target_compile_options(cuda_kernels PRIVATE --fmad=false -Xcompiler=-Wall
   "$<$<BOOL:${KDGEN_WERROR}>:SHELL:-Werror all-warnings>")
 
 list(JOIN KDGEN_CUDA_ARCHS "," archs)
-pybind11_add_module(_cuda MODULE csrc/cuda/bindings.cpp $<TARGET_OBJECTS:cuda_kernels>)
+pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda/bindings.cpp $<TARGET_OBJECTS:cuda_kernels>)
 target_compile_definitions(_cuda PRIVATE KDGEN_MODULE=_cuda KDGEN_EMULATED=0
   KDGEN_VERSION="${PROJECT_VERSION}" KDGEN_CUDA_ARCHS="${archs}")
 target_compile_options(_cuda PRIVATE ${warnings})
