@@ -1,5 +1,6 @@
 """Floor 0: arithmetic. Each op is one plain-torch definition and the faster versions of it."""
 
+from .attention import attention
 from .ddim_update import ddim_update, ddim_update_uint8
 from .dispatch import Backend, Example, Op, explain, use
 from .group_norm_silu import group_norm_silu
@@ -8,6 +9,7 @@ from .to_uint8 import to_uint8
 
 OPS = (
     group_norm_silu,
+    attention,
     ddim_update,
     ddim_update_uint8,
     to_uint8,
@@ -21,6 +23,7 @@ __all__ = [
     "Backend",
     "Example",
     "Op",
+    "attention",
     "ddim_update",
     "ddim_update_uint8",
     "explain",

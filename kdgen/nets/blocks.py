@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from kdgen import kernels
 from kdgen.nets.config import UNetConfig
 from kdgen.nets.dropout import Dropout
 from kdgen.nets.embedding import Parts
@@ -92,10 +92,8 @@ class Attention(nn.Module):
                 self.qkv.weight.mul_(math.sqrt(0.2))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2).mT.unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, H·W, C / heads) each
-        h = F.scaled_dot_product_attention(q, k, v)
-        y: Tensor = x + self.out(h.transpose(1, 2).flatten(2).mT.reshape(x.shape))
+        q, k, v = self.qkv(self.norm(x)).chunk(3, 1)
+        y: Tensor = x + self.out(kernels.attention(q, k, v, self.heads))
         return rescaled(y, self.skip_scale)
 
     def parts(self) -> Parts:

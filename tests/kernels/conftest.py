@@ -21,9 +21,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def need() -> Callable[[Op[Any, Any], str, tuple[Any, ...]], None]:
-    """Skips where a backend cannot run at all (not built, other device)."""
+    """Skips where a backend cannot run at all (the op has none, not built, other device)."""
 
     def check(op: Op[Any, Any], backend: str, args: tuple[Any, ...]) -> None:
+        if backend not in op.by_name:
+            pytest.skip(f"{op.name} has no backend {backend}")
         why = op.by_name[backend].serves(*op.bind(*args))
         if why:
             pytest.skip(f"{backend}: {why}")

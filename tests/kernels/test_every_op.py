@@ -10,9 +10,9 @@ from torch._subclasses import FakeTensorMode
 from kdgen import kernels
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-FAST = ["native", "triton"]
+FAST = ["native", "sdpa", "triton"]
 DRAWS = ("philox_uint32", "philox_uniform", "philox_normal")
-DIFFERENTIABLE = (kernels.group_norm_silu, kernels.ddim_update)
+DIFFERENTIABLE = (kernels.group_norm_silu, kernels.attention, kernels.ddim_update)
 
 
 def per_op(ops=kernels.OPS):
@@ -84,7 +84,7 @@ def test_an_empty_batch_gives_an_empty_answer(op, backend, device, need):
         assert got.dtype == full.dtype
 
 
-@per_backend
+@pytest.mark.parametrize("backend", ["native", "triton"])
 def test_images_without_pixels_have_zero_weight_gradients(backend, need, grads):
     op, x = kernels.group_norm_silu, torch.ones(2, 4, 0)
     args = (x, torch.ones(4), torch.ones(4), 2)
@@ -210,6 +210,17 @@ def test_group_norm_backward_passes_opcheck():
     backward = torch.ops.kdgen.group_norm_silu_backward.default
     torch.library.opcheck(
         backward, (torch.ones_like(x), x, weight, bias, statistics, groups, *extras, "")
+    )
+
+
+def test_attention_backward_passes_opcheck():
+    example = kernels.attention.examples(torch.float32, torch.device("cpu"))[2]
+    call, args = registered(kernels.attention, example.args)
+    q, k, v, heads, scale, _ = args
+    out, logsumexp = call(*args)
+    backward = torch.ops.kdgen.attention_backward.default
+    torch.library.opcheck(
+        backward, (torch.ones_like(q), q, k, v, out, logsumexp, heads, scale, "")
     )
 
 

@@ -1,0 +1,54 @@
+"""Attention, forward and backward, at head widths and image sizes of published networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kdgen.kernels._triton import attention
+from tools.aot.case import ARCHS, SHARED_LIMIT, TENSOR_CORES, Case
+
+# tokens, channels of a head, dtype: ADM, DDPM's two, a padded head, and float32.
+SHAPES = (
+    (1024, 64, "bf16"),
+    (256, 256, "bf16"),
+    (256, 256, "fp16"),
+    (64, 256, "bf16"),
+    (16, 256, "bf16"),
+    (49, 96, "bf16"),
+    (1024, 64, "fp32"),
+    (256, 256, "fp32"),
+)
+
+
+def cases() -> Iterator[Case]:
+    for tokens, width, dtype in SHAPES:
+        itemsize = 4 if dtype == "fp32" else 2
+        for arch in ARCHS:
+            one = attention.whole(tokens, width, itemsize, SHARED_LIMIT[arch])
+            backward = ("backward_whole",) if one else ("backward_q", "backward_kv")
+            for which in ("forward", *backward):
+                yield _case(which, tokens, width, dtype, itemsize, arch)
+
+
+def _case(
+    which: str, tokens: int, width: int, dtype: str, itemsize: int, arch: int
+) -> Case:
+    kernel = attention.KERNELS[which]
+    tile = attention.tile(which, tokens, width, itemsize, SHARED_LIMIT[arch])
+    known = attention.constants(tile, tokens, width)
+    values = ("dout", "q", "k", "v", "out", "dq", "dk", "dv")
+    strides = [f"{v}_{of}" for v in values for of in ("image", "token")]
+    # The tensor cores of sm_90 take 64 rows at least; smaller images use those of sm_80.
+    tensor_core = TENSOR_CORES[arch] if min(tile.block_q, tile.block_k) >= 64 else "HMMA"
+    return Case(
+        f"attention {which} {tokens}x{width} {dtype}",
+        kernel,
+        {f"{v}_ptr": f"*{dtype}" for v in values} | {"scale": "fp32"},
+        {n: v for n, v in known.items() if n in kernel.arg_names},
+        tile.warps,
+        tile.stages,
+        multiples=tuple(n for n in ("N", *strides) if n in kernel.arg_names and tokens % 16 == 0),
+        wide=0.9,
+        instructions={} if dtype == "fp32" else {arch: tensor_core},
+        archs=(arch,),
+    )
