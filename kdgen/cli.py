@@ -27,7 +27,7 @@ VERBS = {
     "train": "train a teacher",
     "distill": "distil a teacher into a generator of one or a few steps",
     "sample": "make images",
-    "convert": "turn a pickle of EDM or SiD into a checkpoint",
+    "convert": "turn a model of EDM, SiD or diffusers into a checkpoint",
     "evaluate": "measure images of a model against real ones",
     "compare": "distil one teacher by every method, side by side",
     "demo": "all of it on handwritten digits, with a report",
