@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (
     {"kernels", "errors", "durable", "lock", "build"},
-    {"schedules", "denoiser", "noise"},
+    {"schedules", "denoiser", "noise", "graph"},
     {"samplers", "solvers", "nets"},
     {
         "methods",
@@ -28,7 +28,7 @@ FLOORS = (
         "writers",
         "report",
     },
-    {"training", "fast", "run", "loop", "learner", "ledger", "keeper", "batches", "ema"},
+    {"training", "fast", "run", "loop", "learner", "ledger", "keeper", "batches", "ema", "stepper"},
     {"recipes", "diagnosis"},
     {
         "cli",
