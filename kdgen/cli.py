@@ -7,9 +7,13 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import kdgen
@@ -93,6 +97,24 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}. Choose another place.", 1
     return f"error: {error}", UsageError.exit_code
+
+
+@contextmanager
+def terminable(prog: str) -> Iterator[None]:
+    """SIGTERM raises Interrupted inside, so that what is half done can be cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # clearing away is not interrupted again
+        raise Interrupted(f"{prog}: {signal.Signals(number).name}, stopped; nothing is kept", number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def device(name: str) -> torch.device:

@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 
 from kdgen import samplers
-from kdgen.denoiser import Denoiser, Levels, Sampling
+from kdgen.denoiser import Denoiser, Sampling
+from kdgen.fold import reading
 from kdgen.schedules import NoiseSchedule
 
 Row = tuple[float, float, float, float]  # p, q, a, b
@@ -70,20 +71,11 @@ def plan(denoiser: Denoiser, how: Sampling) -> Chain | None:
     return _PLANS[how.sampler](denoiser, how)
 
 
-def read(denoiser: Denoiser, t: float) -> tuple[float, float, float]:
-    """(size, p, q): the network sees size·x_t, and x0 = p·x_t + q·raw. All readers are linear, so
-    two probes in float64 tell."""
-    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1).double()
-    q = Levels(denoiser.schedule, torch.tensor([t], dtype=torch.float64), one)
-    p, slope = denoiser.read(one, zero, q).x0.item(), denoiser.read(zero, one, q).x0.item()
-    return denoiser.scaled(one, q).item(), p, slope
-
-
 def single(denoiser: Denoiser, times: Sequence[float]) -> Chain:
     """Moves of which each is the clean image predicted at one of these times."""
     moves = []
     for t in times:
-        size, p, slope = read(denoiser, t)
+        size, (p, slope), _ = reading(denoiser, t)
         moves.append((Evaluation(t, size, (p, slope, 0.0, 1.0)),))
     return Chain(1.0, tuple(moves))
 
@@ -92,8 +84,9 @@ def _ddim(denoiser: Denoiser, how: Sampling) -> Chain:
     q, moves = denoiser.schedule, []
     chain = q.moves(how.steps, how.grid)
     for t, s in chain:
-        size, *unit = read(denoiser, t)
-        moves.append((Evaluation(t, size, (unit[0], unit[1], *q.coefficients(t, s))),))
+        size, (p, slope), _ = reading(denoiser, t)
+        a, b = q.coefficients(t, s)
+        moves.append((Evaluation(t, size, (p, slope, a, b)),))
     return Chain(_start(q, chain[0][0]), tuple(moves), how.clip)
 
 
@@ -102,7 +95,7 @@ def _few_step(denoiser: Denoiser, how: Sampling) -> Chain:
     q, moves = denoiser.schedule, []
     levels = [q.levels(t) for t in how.times[1:]] + [(1.0, 0.0)]
     for t, (alpha, sigma) in zip(how.times, levels, strict=True):
-        size, p, slope = read(denoiser, t)
+        size, (p, slope), _ = reading(denoiser, t)
         moves.append((Evaluation(t, size, (p, slope, 0.0, alpha), fresh=sigma),))
     return Chain(q.levels(how.times[0])[1], tuple(moves), how.clip)
 
@@ -112,7 +105,7 @@ def _ancestral(denoiser: Denoiser, how: Sampling) -> Chain:
     q, moves = denoiser.schedule, []
     chain = q.moves(how.steps, how.grid)
     for t, s in chain:
-        size, p, slope = read(denoiser, t)
+        size, (p, slope), _ = reading(denoiser, t)
         a, b, fresh = (0.0, 1.0, 0.0) if (t, s) == chain[-1] else _renewed(q, t, s)
         moves.append((Evaluation(t, size, (p, slope, a, b), fresh=fresh),))
     return Chain(_start(q, chain[0][0]), tuple(moves), how.clip)
@@ -170,7 +163,7 @@ def _scaled(
     denoiser: Denoiser, t: float, scale: float, a: float, b: float, keep: float = 0.0
 ) -> Evaluation:
     """For a state y = x_t/scale."""
-    size, p, slope = read(denoiser, t)
+    size, (p, slope), _ = reading(denoiser, t)
     return Evaluation(t, size * scale, (p * scale, slope, a, b), keep)
 
 

@@ -7,16 +7,17 @@ is asked for, and an image's bits depend on (weights, dtype, device, tile) alone
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import replace as changed
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kdgen import fold, graph, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.fast import memory, replay
+from kdgen.fast import explaining, memory, replay
 from kdgen.fast.chain import Chain, plan
 from kdgen.fast.driver import Driver, driver_of
 from kdgen.fast.plain import CPU_BATCH, Generator, Labels
@@ -64,8 +65,8 @@ class FastGenerator(Generator):
         self.tile, self.tuned = tile or self._usual_tile(), tuned
         super().__init__(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)
         self.program: Program = self._program(self.denoiser)
-        self.ungraphed = "" if self.driver is None else self._unable()
-        self._replay: Replay | None = None
+        self.ungraphed = self._unable()
+        self.captured: Replay | None = None
         self._tiles = 0
 
     def batches(self, n: int, *, first: int = 0, label: Labels = None) -> Iterator[Tensor]:
@@ -111,9 +112,28 @@ class FastGenerator(Generator):
     def _prepare(self, denoiser: Denoiser) -> Denoiser:
         chain = plan(denoiser, self.how)
         times = chain.times if chain else samplers.sampled_times(denoiser.schedule, self.how)
-        if times is not None and len(set(times)) * (denoiser.classes + 1) <= MOST_ROWS:
-            denoiser = fold.tabulate(denoiser, sorted(set(times)))
+        self.unfolded = self._unfoldable(denoiser, times)
+        if not self.unfolded and times is not None:
+            try:
+                denoiser = fold.fold(denoiser, times, folds=self._folds())
+            except (ValueError, fold.FoldError) as error:  # not a network that folds understand
+                self.unfolded = str(error)
         return super()._prepare(denoiser)
+
+    def _unfoldable(self, denoiser: Denoiser, times: Sequence[float] | None) -> str:
+        if times is None:
+            return f"{self.how.sampler} asks at times that nobody knows before"
+        if (rows := len(set(times)) * (denoiser.classes + 1)) > MOST_ROWS:
+            return f"{rows:,} times and classes are more than {MOST_ROWS:,}"
+        return ""
+
+    def _folds(self) -> Sequence[str]:
+        """Those that save something there."""
+        return fold.KNOWN if self.device.type == "cuda" else fold.ALL
+
+    def explain(self) -> str:
+        """What runs, and what falls back and why, in lines for people."""
+        return explaining.explain(self)
 
     def _program(self, denoiser: Denoiser) -> Program:
         chain: Chain | None = plan(denoiser, self.how)
@@ -122,7 +142,13 @@ class FastGenerator(Generator):
         return Walk(denoiser, chain, self.seed, self.dtype, self.how.guidance)
 
     def _unable(self) -> str:
-        return replay.unable(self.device, self.how.sampler)
+        """Why nothing is captured; "" when it may be."""
+        if self.how.sampler == "rk45":
+            return "rk45 reads its error on the host after every step"
+        return graph.available(self.device)
+
+    def _recorder(self) -> replay.Capture:
+        return partial(graph.capture, where="sample")
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
         return self.program(z.contiguous(memory_format=torch.channels_last), label, index)
@@ -136,32 +162,30 @@ class FastGenerator(Generator):
         ring = Ring(self.driver, self._draw, self._compute, self.tile, shape, self.device)
         return ring.tiles(n, first, labels)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _draw(self, index: Tensor) -> Tensor:
         return noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _compute(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
         with repeatable(tuned=self.tuned):
             self._tiles += 1
             if self._tiles == 2 and not self.ungraphed:  # a single tile is over before it pays
                 self._capture(z, label, index)
-            run = self.program if self._replay is None else self._replay.run
+            run = self.program if self.captured is None else self.captured.run
             return run(z, label, index)
 
     def _capture(self, z: Tensor, label: Tensor | None, index: Tensor) -> None:
         try:
-            self._replay = replay.captured(self.program, graph.capture, z, label, index)
+            self.captured = replay.captured(self.program, self._recorder(), z, label, index)
         except graph.CaptureError as error:
-            if isinstance(error.__cause__, RuntimeError) and memory.ran_out(error.__cause__):
-                raise error.__cause__ from None
             self.ungraphed = str(error)
             log.warning("sample: no CUDA graph, kernels are launched one by one. %s", error)
 
     def _smaller(self) -> None:
         if self.tile <= LANES:
             raise memory.refusal(self.tile, self.device, self.dtype, self._said)
-        self._replay, self._tiles = None, 0
+        self.captured, self._tiles = None, 0
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.tile = max(LANES, self.tile // 2)
@@ -183,6 +207,6 @@ def generator(
 ) -> Generator:
     """The fast or the plain generator of a denoiser; `steps` replaces the number of steps it is
     meant to take."""
-    how = denoiser.sampling if steps is None else replace(denoiser.sampling, steps=steps)
+    how = denoiser.sampling if steps is None else changed(denoiser.sampling, steps=steps)
     kind = FastGenerator if fast else Generator
     return kind(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)

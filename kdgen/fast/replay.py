@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from kdgen import graph
 from kdgen.fast.walk import Program, Walk
+from kdgen.graph import Captured
 
 # Kernels in one graph. A graph of so many takes about 0.1 s and 10 MB to set up, and beyond that
 # launching a move at a time costs nothing that could be seen: a move is longer than its launch.
@@ -23,11 +22,11 @@ KERNELS_A_LAYER = 2  # launched for a layer of a network, roughly: itself, and w
 
 
 class Capture(Protocol):
-    """`graph.capture`, or what stands in for it."""
+    """`graph.capture`."""
 
     def __call__(
-        self, call: Callable[..., Tensor], *examples: Tensor
-    ) -> Callable[..., Tensor]: ...
+        self, call: Callable[..., Tensor], *examples: Tensor, pool: Any = None
+    ) -> Captured: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,8 @@ def _whole(
     replay = capture(call, z, index, *_given(label))
 
     def run(z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
-        return replay(z, index, *_given(label))
+        images: Tensor = replay(z, index, *_given(label))
+        return images
 
     return run
 
@@ -93,13 +93,14 @@ def _step_by_step(
 
     x = walk.begin(z)
     one = capture(step, x, walk.places[0], *_given(label), *_given(fresh))
-    last = capture(land, x, *_given(label))
+    last = capture(land, x, *_given(label), pool=one.pool)
 
     def run(z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
         x = walk.begin(z)
         for k in range(moves - 1):
             x = one(x, walk.places[k], *_given(label), *_given(walk.noise(k, index)))
-        return last(x, *_given(label))
+        images: Tensor = last(x, *_given(label))
+        return images
 
     calls = len(walk.chain.moves[0])
     return Replay(
@@ -111,10 +112,3 @@ def _step_by_step(
 
 def _given(tensor: Tensor | None) -> tuple[Tensor, ...]:
     return () if tensor is None else (tensor,)
-
-
-def unable(device: torch.device, sampler: str) -> str:
-    """Why this is not captured at all; "" when it may be."""
-    if sampler == "rk45":
-        return "rk45 reads its error on the host after every step"
-    return graph.available(device)
