@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,8 +76,16 @@ def entry(
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        run(parsed)
-    except (KdgenError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+        with _required(getattr(parsed, "require_kernels", False)):
+            run(parsed)
+    except (
+        KdgenError,
+        ValueError,
+        OSError,
+        MemoryError,
+        KeyboardInterrupt,
+        *_kernel_refusals(),
+    ) as error:
         if os.environ.get("KDGEN_DEBUG"):
             raise
         message, code = _verdict(error)
@@ -93,6 +101,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KdgenError):
         return f"error: {error}", error.exit_code
+    if isinstance(error, _kernel_refusals()):
+        return f"error: {error}", MissingError.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}. Choose another place.", 1
@@ -115,6 +125,21 @@ def terminable(prog: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _required(wanted: bool) -> AbstractContextManager[None]:
+    """`--require-kernels`: a fast kernel that is missing is an error."""
+    if not wanted:
+        return nullcontext()
+    from kdgen import kernels
+
+    return kernels.require()
+
+
+def _kernel_refusals() -> tuple[type[Exception], ...]:
+    """What the kernels raise where fast ones are required; nothing before torch was loaded."""
+    kernels = sys.modules.get("kdgen.kernels")
+    return () if kernels is None else (kernels.Unavailable,)
 
 
 def device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdgen import kernels
 from kdgen.nets.config import UNetConfig
 from kdgen.nets.dropout import Dropout
 from kdgen.nets.embedding import Parts
@@ -44,7 +45,7 @@ class ResBlock(nn.Module):
         """emb (B, emb_width), after its SiLU."""
         h = self.conv1(self.resize(self.norm1(x)))
         h = self.conv2(self.dropout(self._timed(h, self.time(emb))))
-        return rescaled(self.shortcut(self.resize(x)) + h, self.skip_scale)
+        return joined(self.shortcut(self.resize(x)), h, self.skip_scale)
 
     def _timed(self, h: Tensor, time: Tensor) -> Tensor:
         """The second norm; `time` (B, C), or a scale and a shift of C channels each."""
@@ -93,8 +94,9 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).flatten(2).mT.unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, H·W, C / heads) each
         h = F.scaled_dot_product_attention(q, k, v)
-        y: Tensor = x + self.out(h.transpose(1, 2).flatten(2).mT.reshape(x.shape))
-        return rescaled(y, self.skip_scale)
+        return joined(
+            x, self.out(h.transpose(1, 2).flatten(2).mT.reshape(x.shape)), self.skip_scale
+        )
 
     def parts(self) -> Parts:
         thirds = (self.channels,) * 3
@@ -115,6 +117,13 @@ class Chain(nn.ModuleList):
         for module in self:
             x = module(x, emb)
         return x
+
+
+def joined(x: Tensor, branch: Tensor, scale: float) -> Tensor:
+    """(x + branch)·scale, of two tensors of one dtype in one pass."""
+    if scale == 1 or x.dtype != branch.dtype:  # nothing to fuse; autocast in front of a block
+        return rescaled(x + branch, scale)
+    return kernels.bias_residual(x, branch, None, scale)
 
 
 def rescaled(x: Tensor, factor: float) -> Tensor:

@@ -97,7 +97,7 @@ def test_use_goes_before_the_environment(monkeypatch):
     ("choice", "message"),
     [
         ("natve", "backend is 'natve'; expected one of native, triton, reference"),
-        ("to_unit8=native", "op is 'to_unit8'; expected one of ddim_update, .*to_uint8"),
+        ("to_unit8=native", "op is 'to_unit8'; expected one of .*ddim_update, .*to_uint8"),
         ("to_uint8=", "backend is ''; expected one of"),
     ],
 )
@@ -177,5 +177,5 @@ def test_choosing_reads_no_value():
 
 
 def test_names_are_unique_and_every_op_has_every_backend():
-    assert len({op.name for op in kernels.OPS}) == len(kernels.OPS) == 7
+    assert len({op.name for op in kernels.OPS}) == len(kernels.OPS)
     assert all(set(op.by_name) == set(dispatch.BACKENDS) for op in kernels.OPS)
