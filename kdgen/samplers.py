@@ -74,7 +74,7 @@ def ancestral(
     for k, (t, s) in enumerate(chain[:-1]):
         guess = _clipped(denoiser(x, t, label), clip)
         alpha, sigma = q.levels(s)
-        fresh = eta * _posterior_deviation(q, t, s)
+        fresh = eta * posterior_deviation(q, t, s)
         kept = math.sqrt(max(0.0, sigma**2 - fresh**2))
         n = noise.normal(seed, noise.Stream.CHURN + k, index, tuple(z.shape[1:])).to(x)
         x = alpha * guess.x0 + kept * guess.eps + fresh * n
@@ -85,7 +85,7 @@ def _clipped(guess: Prediction, clip: float | None) -> Prediction:
     return guess if clip is None else guess.clip(-clip, clip)
 
 
-def _posterior_deviation(q: NoiseSchedule, t: float, s: float) -> float:
+def posterior_deviation(q: NoiseSchedule, t: float, s: float) -> float:
     """Of x_s given x_t and x0. Ho et al. 2020, arXiv:2006.11239, eq. 7, for any alpha and sigma."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = q.levels(t), q.levels(s)
     added = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2  # variance of the noise between s and t
@@ -113,13 +113,7 @@ def heun(
     float64. A time with alpha = 0 has no sigma/alpha, so the grid must start below it.
     """
     q = denoiser.schedule
-    times = [t for t, _ in q.moves(steps, grid)] + [0.0]
-    sigmas = [_ratio(q, t) for t in times]
-    if not math.isfinite(sigmas[0]):
-        raise ValueError(
-            f"heun: alpha is 0 at the first time {times[0]} of {q.name}; expected a finite "
-            "sigma/alpha. Use ddim."
-        )
+    sigmas = heun_sigmas(q, steps, grid)
     index = noise.addresses(0, len(z), z.device) if index is None else index
     y = z.double() * (math.hypot(1.0, sigmas[0]) if q.variance_preserving else sigmas[0])
     for k, (sigma, target) in enumerate(pairwise(sigmas)):
@@ -136,6 +130,18 @@ def heun(
             euler = y + (target - hat) * (slope + second) / 2
         y = euler
     return y.to(z.dtype)
+
+
+def heun_sigmas(q: NoiseSchedule, steps: int, grid: str = "karras") -> list[float]:
+    """sigma/alpha along `heun`'s chain, falling, the last 0. ValueError where the first is
+    infinite."""
+    times = [t for t, _ in q.moves(steps, grid)]
+    if not math.isfinite(first := _ratio(q, times[0])):
+        raise ValueError(
+            f"heun: alpha is 0 at the first time {times[0]} of {q.name}; expected a finite "
+            "sigma/alpha. Use ddim."
+        )
+    return [first, *(_ratio(q, t) for t in times[1:]), 0.0]
 
 
 def few_step(

@@ -26,9 +26,10 @@ FLOORS = (
         "grid",
         "foreign",
         "writers",
+        "background",
         "report",
     },
-    {"training", "fast", "run", "loop", "learner", "ledger", "keeper", "batches", "ema", "stepper"},
+    {"training", "fast", "acceleration", "run", "loop", "learner", "ledger", "keeper", "batches", "ema", "stepper"},
     {"recipes", "diagnosis"},
     {
         "cli",

@@ -157,7 +157,7 @@ def _decoder(config: UNetConfig, widths: list[int]) -> nn.ModuleList:
 
 def _smaller(width: int, config: UNetConfig) -> nn.Module:
     if config.resample == "conv":
-        return Down(width, config.init)
+        return Down(width, config.init, config.down_padding)
     return ResBlock(width, width, config, resize="down")
 
 
