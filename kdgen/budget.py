@@ -70,7 +70,7 @@ def _once(denoiser: Denoiser, how: Sampling) -> int:
 
 def updates(stage: Stage) -> int:
     """Optimizer steps over all rounds."""
-    return sum(max(1, round(stage.training.steps * m.length)) for m in stage.method.rounds())
+    return sum(stage.method.updates(stage.training.steps))
 
 
 def evaluations(stages: Sequence[Stage], at: Sequence[Price]) -> int:

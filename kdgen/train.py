@@ -98,9 +98,10 @@ def run(args: Args) -> None:
         "recipe": args.recipe,
         "data": images.digest,
     }
+    updates = sum(recipe.method.updates(training.steps))
     with Run(args.out, config) as directory:
         steps = fit(recipe.method, nets, images, training, run=directory)
-        for step in cli.bar(steps, training.steps, training.batch, "teacher"):
+        for step in cli.bar(steps, updates, training.batch, "teacher"):
             if step.number == 50 or step.every(args.sample_every) or step.number == step.steps:
                 picture(step.ema, args.out / "samples" / f"step-{step.number:06d}.png")
     print(f"teacher in {args.out}; next: python -m kdgen.distill --teacher {args.out}")
@@ -135,7 +136,7 @@ def dry_run(
         stamps.append(time.perf_counter())
     steps = [b - a for a, b in pairwise(stamps)] or [stamps[0] - begun]
     pace = statistics.median(steps) * training.batch / tried.batch
-    updates = sum(max(1, round(training.steps * m.length)) for m in method.rounds())
+    updates = sum(method.updates(training.steps))
     print(f"dry run, nothing written\n{estimate(nets, method, training, updates, pace)}")
     if tried.batch < training.batch:
         print(f"  (measured on batches of {tried.batch}, scaled)")

@@ -6,6 +6,7 @@ import pytest
 
 from kdgen import nets, recipes
 from kdgen.errors import UsageError
+from kdgen.methods.progressive import Progressive
 from kdgen.recipes.base import Student, Teacher
 from kdgen.recipes.cost import cost, size
 
@@ -83,6 +84,11 @@ def test_rounds_count_with_their_length():
     stage = recipes.student("cifar10-progressive").stages[0]
     assert len(list(stage.method.rounds())) == 13
     assert stage.images == 128 * 750_000
+    assert stage.method.updates(50_000) == [50_000] * 11 + [100_000] * 2
+
+
+def test_a_round_has_one_update_at_least():
+    assert Progressive(steps=4, last_length=0.1).updates(3) == [3, 1, 1]
 
 
 def test_published_settings_that_are_easily_mixed_up():

@@ -107,6 +107,10 @@ class Method:
         """Updates of this round, relative to `Training.steps`."""
         return 1.0
 
+    def updates(self, steps: int) -> list[int]:
+        """Of every round, where `Training.steps` is `steps`; at least one each."""
+        return [max(1, round(steps * m.length)) for m in self.rounds()]
+
     def keeps(self, progress: float) -> float:
         """Share of the old "target" that one update of the student leaves, at this fraction of the
         round."""

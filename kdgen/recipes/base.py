@@ -90,8 +90,7 @@ class Stage:
     @property
     def images(self) -> int:
         """Training images seen, over all rounds."""
-        lengths = [round(self.training.steps * m.length) for m in self.method.rounds()]
-        return self.training.batch * sum(lengths)
+        return self.training.batch * sum(self.method.updates(self.training.steps))
 
 
 @dataclass(frozen=True)
