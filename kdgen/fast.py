@@ -11,7 +11,7 @@ from torch import Tensor
 from kdgen import fold, kernels, noise, samplers
 from kdgen.denoiser import Denoiser, Guided, Sampling
 from kdgen.errors import MemoryLimitError
-from kdgen.samplers import LANES
+from kdgen.rows import LANES, padded
 
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # how torch's message about it begins
 
@@ -139,9 +139,9 @@ class Generator:
 
     @torch.inference_mode()
     def _images(self, first: int, count: int, label: Tensor | None) -> Tensor:
-        index = samplers.padded(noise.addresses(first, count, self.device))
+        index = padded(noise.addresses(first, count, self.device))
         z = noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
-        label = None if label is None else samplers.padded(label)
+        label = None if label is None else padded(label)
         return self._sample(z, label, index)[:count].cpu()
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:

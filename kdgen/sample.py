@@ -24,7 +24,7 @@ from kdgen import checkpoint, cli
 from kdgen.denoiser import Denoiser
 from kdgen.errors import UsageError
 from kdgen.fast import Generator, generator
-from kdgen.samplers import LANES
+from kdgen.rows import LANES
 from kdgen.writers import Writer, writer
 
 BUNDLED = Path(__file__).parent / "assets" / "digits-student"
