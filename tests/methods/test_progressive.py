@@ -29,7 +29,6 @@ PATHS = [
     (CIRCLE, "uniform"),
     (LinearVP(), "uniform"),
     (Flow(), "uniform"),
-    (EDM(), "uniform"),
     (EDM(), "ramp"),
 ]
 every = pytest.mark.parametrize(("q", "grid"), PATHS, ids=str)
@@ -415,6 +414,18 @@ def test_a_ramp_takes_student_and_teacher_to_edms_path():
     assert method.student(teacher.copy(schedule=narrow)).schedule == narrow
 
 
+@pytest.mark.parametrize("q", [EDM(), Cosine(), LinearVP(), Flow()], ids=lambda q: q.name)
+def test_every_path_has_a_grid_of_its_own(q: NoiseSchedule):
+    """What is left out is the published one: Karras's ramp for EDM, uniform in t elsewhere."""
+    grid = "ramp" if isinstance(q, EDM) else "uniform"
+    chosen, left_out = Progressive(8, grid=grid), Progressive(8)
+    found, expected = (steps_of(method, q, torch.float64) for method in (left_out, chosen))
+    assert all(map(torch.equal, found, expected))
+    student = left_out.student(Denoiser(exact.Affine(PIXEL), q, "x0"))
+    assert (student.schedule, student.sampling.grid) == (q, grid)
+    left_out.check(Nets({"student": student, "teacher": student.copy()}))
+
+
 class Levelled(nn.Module):
     """gain·x + offset with an own pair for each of n times on a flow."""
 
@@ -525,7 +536,8 @@ def roles(student: NoiseSchedule, teacher: NoiseSchedule, *forms: str) -> Nets:
         ("ramp", (Cosine(), Cosine(), "v", "v"), "cosine has no grid 'ramp'; expected uniform"),
         ("uniform", (Cosine(), Cosine(), "v", "residual"), "the teacher is read as 'residual'"),
         ("uniform", (Cosine(), Cosine(), "residual", "v"), "the student is read as 'residual'"),
-        ("uniform", (EDM(), EDM(), "edm", "consistency"), "the teacher is read as 'consistency'"),
+        ("ramp", (EDM(), EDM(), "edm", "consistency"), "the teacher is read as 'consistency'"),
+        ("uniform", (EDM(), EDM(), "edm", "edm"), "is uniform in sigma: .* Leave grid out"),
     ],
     ids=str,
 )
@@ -536,7 +548,8 @@ def test_denoisers_that_do_not_fit_are_refused(grid: str, given: tuple, message:
 
 def test_denoisers_that_fit_are_not():
     Progressive(4).check(roles(Cosine(), Cosine(), "v", "x0"))
-    Progressive(4, grid="ramp").check(roles(EDM(), EDM(), "edm", "edm"))
+    for grid in (None, "ramp"):
+        Progressive(4, grid=grid).check(roles(EDM(), EDM(), "edm", "edm"))
     exactly = roles(Cosine(), Cosine(), "v", "v")
     exactly["teacher"] = exact.gaussian(Cosine(), SHAPE)
     Progressive(4).check(exactly)
