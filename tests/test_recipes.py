@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kdgen import nets, recipes
+from kdgen.denoiser import Sampling
 from kdgen.errors import UsageError
 from kdgen.methods.progressive import Progressive
 from kdgen.recipes.base import Student, Teacher
-from kdgen.recipes.cost import cost, size
+from kdgen.recipes.cost import cost, per_pair, size
 
 EVERY: dict[str, Teacher | Student] = {
     name: make() for name, make in {**recipes.TEACHERS, **recipes.STUDENTS}.items()
@@ -78,6 +81,26 @@ def test_pairs_count_towards_the_cost():
     found = cost(recipe, recipes.twin(recipe))
     evaluations = 1_024_000 * 96 + 50_000 * 512 * 3
     assert found.flops == pytest.approx(evaluations * GFLOP["ddpm32"] * 1e9, rel=2e-3)
+
+
+def test_a_pair_costs_as_far_as_its_chain_goes():
+    recipe = recipes.student("cifar10-catch-up-one-step")
+    flow = recipes.twin(recipe)
+    assert [per_pair(stage, flow) for stage in recipe.stages] == [9, 12, 15]
+    guided = replace(recipe.stages[0], how=Sampling("ddim", steps=16, guidance=2.0))
+    assert per_pair(guided, flow) == 18
+    evaluations = 500_000 * (9 + 12 + 15) + 3 * 40_000 * 128 * 4
+    assert cost(recipe, flow).flops == pytest.approx(evaluations * size(flow.net).flops)
+
+
+def test_memory_holds_every_graph_that_a_loss_goes_back_through():
+    """SiD: three networks and two pairs of moments, gradients of one at a time, an average; and the
+    activations of all three."""
+    recipe = recipes.student("cifar10-sid")
+    measured = size(recipes.twin(recipe).net)
+    weights = 4 * (3 + 2 * 2 + 1 + 1) * measured.parameters
+    expected = weights + 3 * 256 * measured.activations
+    assert cost(recipe, recipes.twin(recipe)).memory == expected
 
 
 def test_rounds_count_with_their_length():

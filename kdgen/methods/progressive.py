@@ -65,8 +65,7 @@ class Progressive(Method):
                 "above 0. Use clip=None for no limit."
             )
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         return 5.0  # the student forward and back, the teacher twice
 
     @property

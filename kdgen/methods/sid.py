@@ -66,6 +66,7 @@ class Sid(Method):
     data: ClassVar[str] = "noise"
     draws: ClassVar[tuple[str, ...]] = ("z", "eps", "u")
     uniforms: ClassVar[int] = 1 + UNIFORMS
+    graphs: ClassVar[int] = 3  # the generator's loss goes back through all three networks
 
     alpha: float = 1.2
     sigma_init: float = 2.5
@@ -102,8 +103,7 @@ class Sid(Method):
                     f"Sid: {name} is {getattr(self, name)}; expected above 0. Raise it."
                 )
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         """Fake: 1 (generator) + 3. Generator: 3, and 2 in each of the frozen two, whose inputs have
         gradients and whose weights have none."""
         return 1 + 3 + 3 + 2 + 2

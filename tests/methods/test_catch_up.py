@@ -352,13 +352,13 @@ def test_what_a_step_costs(table: str, steps: int, batch: Callable[..., Batch]):
     """Five, seven and nine evaluations, the backward pass counted as two; one less without
     dropout, where the student need not be asked twice at the same place."""
     method = CatchUp(table=table)
-    assert method.cost == 3 + 2 * steps
+    assert (method.cost(dropout=True), method.cost()) == (3 + 2 * steps, 2 + 2 * steps)
     assert calls(method, 0.1, batch) == {"student": 1 + 2 * steps}
     assert calls(method, 0.0, batch) == {"student": 2 * steps}
     averaged = replace(method, target="ema")
     for dropout in (0.0, 0.1):
         assert calls(averaged, dropout, batch) == {"student": 1, "target": 2 * steps}
-    assert averaged.cost == method.cost
+        assert averaged.cost(dropout > 0) == 3 + 2 * steps
 
 
 def test_the_student_teaches_itself_as_it_is_and_the_average_teaches_without_dropout(
