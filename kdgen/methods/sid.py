@@ -38,9 +38,9 @@ class Sid(Method):
         w · <f_phi − f_psi, (f_phi − x_g) − alpha·(f_phi − f_psi)>,    w = 1 / mean |x_g − f_phi|,
 
     w per image and as a constant (`weighted`; False is w = 1). Its sigma lies on EDM's ramp between
-    the shares t_min and t_max, uniformly: 0.8 is sigma 24.4. The paper sums over pixels and
-    multiplies by 100; here they are means: Adam sees it only through its eps, a clipped gradient
-    does.
+    the shares t_min and t_max, uniformly: 0.8 is sigma 24.4. The paper sums over pixels, and
+    multiplies this sum by 100; here they are means: Adam sees it only through its eps, which the
+    published recipes scale, a clipped gradient does.
 
     The loss is no sign of convergence. With f_psi at its optimum its mean is
     (1 − alpha)·E||f_phi − f_psi||²: 0 for *any* generator at alpha = 1, and the more negative the
