@@ -18,7 +18,7 @@ from kdgen.schedules import Flow, expand
 
 START = 1e-5  # no time is below it
 LAWS = ("uniform", "rule", "origin")
-SOLVERS = ("ddim", "velocity_heun")
+SOLVERS = ("ddim", "velocity_heun", "dpm", "rk45")
 
 Slope = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,8 +85,9 @@ class CatchUp(Method):
     `coupling` trains an encoder with the student (`nets.coupling`): the noise of an image is drawn
     around the mean that it gives, at the price of `beta` times its divergence from N(0, 1).
     `phi` is the network's `skip_gain`, the paper's prior ShakeDrop; they must agree, since the same
-    weights mean another function without it. `solver` and `steps` say how the student is sampled;
-    8 steps of "velocity_heun" are 15 evaluations. It gives the last output's image.
+    weights mean another function without it. `solver` and `steps` say how the student is sampled:
+    8 steps of "velocity_heun" are 15 evaluations, "rk45" chooses its own. It gives the last
+    output's image.
 
     The wavelet term that the paper adds on ImageNet is not here.
     """
@@ -106,7 +107,7 @@ class CatchUp(Method):
     coupling: bool = False
     beta: float = 20.0
     phi: float | None = None
-    solver: Literal["ddim", "velocity_heun"] = "ddim"
+    solver: Literal["ddim", "velocity_heun", "dpm", "rk45"] = "ddim"
     steps: int = 16
 
     def __post_init__(self) -> None:
