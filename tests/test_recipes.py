@@ -99,7 +99,7 @@ def test_memory_holds_every_graph_that_a_loss_goes_back_through():
     recipe = recipes.student("cifar10-sid")
     measured = size(recipes.twin(recipe).net)
     weights = 4 * (3 + 2 * 2 + 1 + 1) * measured.parameters
-    expected = weights + 3 * 256 * measured.activations
+    expected = weights + 3 * 256 // 4 * measured.activations
     assert cost(recipe, recipes.twin(recipe)).memory == expected
 
 

@@ -224,8 +224,8 @@ def _sid(kind: str, teacher: str, megaimages: int, expected: str) -> Student:
         one(
             Sid(alpha=1.2, augment=0.12),
             Training(
-                megaimages * 10**6 // 256, batch=256, lr=1e-5, betas=(0.0, 0.999), adam_eps=_EPS,
-                clip=None, ema=Ema.half_life(500_000), save_every=5000,
+                megaimages * 10**6 // 256, batch=256, accumulate=4, lr=1e-5, betas=(0.0, 0.999),
+                adam_eps=_EPS, clip=None, ema=Ema.half_life(500_000), save_every=5000,
             ),
         ),
         teacher=teacher,

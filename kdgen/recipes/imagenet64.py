@@ -101,7 +101,7 @@ def imagenet64_sid() -> Student:
         one(
             Sid(alpha=1.2),
             Training(
-                122_070, batch=8192, accumulate=64, lr=4e-6, betas=(0.0, 0.999),
+                122_070, batch=8192, accumulate=256, lr=4e-6, betas=(0.0, 0.999),
                 adam_eps=1e-6 / _PIXELS, clip=None, ema=Ema.half_life(2_000_000),
                 precision="bf16", save_every=500,
             ),
