@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (
     {"kernels", "errors", "durable", "lock", "build"},
-    {"schedules", "denoiser", "noise", "graph"},
-    {"samplers", "solvers", "nets"},
+    {"schedules", "denoiser", "noise", "graph", "rows"},
+    {"samplers", "solvers", "adaptive", "nets"},
     {
         "methods",
         "data",

@@ -25,7 +25,7 @@ from kdgen.fast.replay import Replay
 from kdgen.fast.ring import Ring, regrouped
 from kdgen.fast.settings import repeatable
 from kdgen.fast.walk import Program, Sampled, Walk
-from kdgen.samplers import LANES
+from kdgen.rows import LANES
 
 log = logging.getLogger("kdgen")
 

@@ -38,9 +38,9 @@ class Sid(Method):
         w · <f_phi − f_psi, (f_phi − x_g) − alpha·(f_phi − f_psi)>,    w = 1 / mean |x_g − f_phi|,
 
     w per image and as a constant (`weighted`; False is w = 1). Its sigma lies on EDM's ramp between
-    the shares t_min and t_max, uniformly: 0.8 is sigma 24.4. The paper sums over pixels and
-    multiplies by 100; here they are means: Adam sees it only through its eps, a clipped gradient
-    does.
+    the shares t_min and t_max, uniformly: 0.8 is sigma 24.4. The paper sums over pixels, and
+    multiplies this sum by 100; here they are means: Adam sees it only through its eps, which the
+    published recipes scale, a clipped gradient does.
 
     The loss is no sign of convergence. With f_psi at its optimum its mean is
     (1 − alpha)·E||f_phi − f_psi||²: 0 for *any* generator at alpha = 1, and the more negative the
@@ -66,6 +66,7 @@ class Sid(Method):
     data: ClassVar[str] = "noise"
     draws: ClassVar[tuple[str, ...]] = ("z", "eps", "u")
     uniforms: ClassVar[int] = 1 + UNIFORMS
+    graphs: ClassVar[int] = 3  # the generator's loss goes back through all three networks
 
     alpha: float = 1.2
     sigma_init: float = 2.5
@@ -102,8 +103,7 @@ class Sid(Method):
                     f"Sid: {name} is {getattr(self, name)}; expected above 0. Raise it."
                 )
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         """Fake: 1 (generator) + 3. Generator: 3, and 2 in each of the frozen two, whose inputs have
         gradients and whose weights have none."""
         return 1 + 3 + 3 + 2 + 2

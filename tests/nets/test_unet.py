@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
 from kdgen.nets import UNet, UNetConfig
-from kdgen.samplers import LANES
+from kdgen.rows import LANES
 
 Lively = Callable[..., nn.Module]
 Small = Callable[..., UNetConfig]
