@@ -69,12 +69,12 @@ class Pointwise(nn.Conv2d):
         bias = self.bias[:, None].expand(n, -1, height * width)
         y = _product(bias, weight[:, :, :own], x)
         y = y if more is None else _product(y, weight[:, :, own:], more)
-        return y.unflatten(2, (height, width))
+        return y.view(n, -1, height, width)
 
     def _of_two(self, x: Tensor, more: Tensor) -> Tensor:
         own = x.shape[1]
         y = F.conv2d(x, self.weight[:, :own], self.bias)
-        return y + F.conv2d(more, self.weight[:, own:])
+        return y.add(F.conv2d(more, self.weight[:, own:]))
 
 
 def _product(start: Tensor, weight: Tensor, x: Tensor) -> Tensor:

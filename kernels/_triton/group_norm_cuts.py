@@ -33,12 +33,12 @@ def chosen(
     device: torch.device,
 ) -> Cut:  # fmt: skip
     """The cut of `which` ("forward" or "backward") for images of this shape."""
-    name, call, rule = _known(which, size, channels, groups, last, dtype)
+    name, call, rule = known(which, size, channels, groups, last, dtype)
     return configs.chosen(name, call, rule, device)
 
 
 @lru_cache(maxsize=1024)
-def _known(
+def known(
     which: str, size: int, channels: int, groups: int, last: bool, dtype: torch.dtype
 ) -> tuple[str, str, Cut]:
     form = "nhwc" if last else "nchw"
