@@ -79,7 +79,7 @@ STYLES = {
         Style("eager", _EAGER, _materialised),
         # one good kernel an operation: no layout copies, the bias inside the convolution
         Style("kernels", {**_EAGER, "bias": 0.0, "norm": 3.0}, _streamed),
-        # kdgen today: time, norm and SiLU are one kernel that reads once, from two tensors where the
+        # kdgen today: time, norm and SiLU are one kernel that reads once, of two tensors where the
         # decoder has two, and writes once; a shortcut's two products are added up
         Style(
             "kdgen",

@@ -32,7 +32,7 @@ struct GroupNormForward : GroupNorm {
 struct GroupNormBackward : GroupNorm {
   const void* dy;
   const float *mean, *rstd;
-  void *dx, *dmore;  // like x and more
+  void *dx, *dmore;               // like x and more
   float *dweight, *dbias;         // (channels)
   float *dscale, *dshift, *dadd;  // like their inputs; null where those are absent
 };

@@ -264,9 +264,8 @@ void backward_channels_last(const GroupNormBackward& p, const BackwardScratch& s
         const std::int64_t from = b * blocks.rows, row = image * p.size + from;
         each_strip(p, [&](const Strip& strip) {
           T* dx = static_cast<T*>(strip.more ? p.dmore : p.dx);
-          return_rows(rows_of<T>(p, strip, image, from),
-                      slopes<T>(p, s, strip) + row * strip.width, dx + row * strip.width, rows(b),
-                      strip, s, image * p.channels + strip.from);
+          return_rows(rows_of<T>(p, strip, image, from), slopes<T>(p, s, strip) + row * strip.width,
+                      dx + row * strip.width, rows(b), strip, s, image * p.channels + strip.from);
         });
       });
   out.finish();

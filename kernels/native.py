@@ -143,9 +143,7 @@ def group_norm_silu_backward(
     return (dx, *grads, dmore)
 
 
-def _inputs(
-    x: Tensor, more: Tensor | None
-) -> tuple[torch.memory_format, Tensor, Tensor | None]:
+def _inputs(x: Tensor, more: Tensor | None) -> tuple[torch.memory_format, Tensor, Tensor | None]:
     """Dense, in one layout; channels last stay two tensors, others are joined."""
     form = layout.of(x)
     if more is None:

@@ -67,23 +67,23 @@ class Pointwise(nn.Conv2d):
         n, own, height, width = x.shape
         weight = self.weight.flatten(1).expand(n, -1, -1)
         bias = self.bias[:, None].expand(n, -1, height * width)
-        y = _product(bias, weight[:, :, :own], x)
-        y = y if more is None else _product(y, weight[:, :, own:], more)
-        return y.unflatten(2, (height, width))
+        planes = x.is_contiguous()
+        y = _product(bias, weight[:, :, :own], x, planes)
+        y = y if more is None else _product(y, weight[:, :, own:], more, planes)
+        return y.view(n, -1, height, width)
 
     def _of_two(self, x: Tensor, more: Tensor) -> Tensor:
         own = x.shape[1]
         y = F.conv2d(x, self.weight[:, :own], self.bias)
-        return y + F.conv2d(more, self.weight[:, own:])
+        return y.add(F.conv2d(more, self.weight[:, own:]))
 
 
-def _product(start: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """start (n, C_out, pixels) + weight (n, C_out, C)·x (n, C, H, W), channels innermost where
-    x has them so.
+def _product(start: Tensor, weight: Tensor, x: Tensor, planes: bool) -> Tensor:
+    """start (n, C_out, pixels) + weight (n, C_out, C)·x (n, C, H, W), pixels innermost or channels.
 
     oneDNN orders its sums by the size of the batch; one product for each image does not.
     """
-    if x.is_contiguous():
+    if planes:
         return torch.baddbmm(start, weight, x.flatten(2))
     return torch.baddbmm(start.mT, x.permute(0, 2, 3, 1).flatten(1, 2), weight.mT).mT
 

@@ -287,7 +287,9 @@ def _sum_of(parts, lane, chunks, LANES: tl.constexpr):
     for k0 in range(0, chunks, 8):
         k = k0 + tl.arange(0, 8)
         at = parts + k[:, None] * (3 * LANES) + lane[None, :]
-        total += tl.sum(tl.load(at, mask=(k < chunks)[:, None] & (lane >= 0)[None, :], other=0.0), 0)
+        total += tl.sum(
+            tl.load(at, mask=(k < chunks)[:, None] & (lane >= 0)[None, :], other=0.0), 0
+        )
     return total
 
 

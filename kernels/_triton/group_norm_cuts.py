@@ -33,12 +33,12 @@ def chosen(
     device: torch.device,
 ) -> Cut:  # fmt: skip
     """The cut of `which` ("forward" or "backward") for images of this shape."""
-    name, call, rule = _known(which, size, channels, groups, last, dtype)
+    name, call, rule = known(which, size, channels, groups, last, dtype)
     return configs.chosen(name, call, rule, device)
 
 
 @lru_cache(maxsize=1024)
-def _known(
+def known(
     which: str, size: int, channels: int, groups: int, last: bool, dtype: torch.dtype
 ) -> tuple[str, str, Cut]:
     form = "nhwc" if last else "nchw"
@@ -54,12 +54,18 @@ def channels_last(which: str, size: int, width: int, groups: int) -> Cut:
     if which == "forward" and places * lanes(slab, width) > SHARING:
         narrow = _least(16, width, most)
         slab = narrow if places * lanes(narrow, width) <= SHARING else slab
-    while slab < most and lanes(2 * slab, width) * places <= 2048:  # small images
+    while slab < most and _worth(2 * slab, width, places):
         slab *= 2
     wide = lanes(slab, width)
     if places * wide > HELD[which]:
         places = min(places, max(1, CHUNK // wide))
     return Cut(slab, places, _warps(places * wide))
+
+
+def _worth(slab: int, width: int, places: int) -> bool:
+    """Whether small images leave room for so many groups, and the table of whose lane is whose."""
+    wide = lanes(slab, width)
+    return wide * places <= 2048 and wide * slab <= 2048
 
 
 def _least(channels: int, width: int, most: int) -> int:
