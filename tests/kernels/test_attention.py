@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 from kdgen import kernels
 from kdgen.kernels import attention
 
 ALL = ["reference", "sdpa", "triton"]
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 NAN = float("nan")
 per_backend = pytest.mark.parametrize("backend", ALL)
 
@@ -141,6 +143,20 @@ def test_a_huge_score_takes_all_and_overflows_nothing(run, backend, size):
     torch.testing.assert_close(run(backend, x, x, v, 1), v, rtol=0, atol=0)
 
 
+@per_backend
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")  # where nothing is kept
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_scores_far_below_zero_do_no_harm(run, grads, backend, dtype):
+    """Pixels that are not there, to fill up a block, would have score 0: far above all others."""
+    bias = 4 * normal(32, 1, seed=6, dtype=dtype).sign()
+    q, k, v = (x.to(dtype) for x in images(1, 32, 19))
+    args = (q + bias, k - bias, v, 1)  # scores near -90
+    got = [run(backend, *args), *grads(lambda *a: run(backend, *a), args, v)]
+    want = [attention.reference(*args), *grads(attention.reference, args, v)]
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-2, atol=1e-2 if dtype is F16 else 1e-4)
+
+
 # ---- where values go ------------------------------------------------------------------------
 
 
@@ -219,7 +235,6 @@ def test_only_the_inputs_that_learn_get_a_gradient(run):
 
 # ---- Triton, in the shapes of networks ------------------------------------------------------
 
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SHAPES = [
     (16, 64, 1, F32),
     (16, 256, 1, BF16),  # the smallest image of DDPM
@@ -286,6 +301,16 @@ def test_under_autocast_it_computes_in_the_lower_precision(run, backend):
         y = run(backend, q, k, v, 2)
     assert y.dtype is torch.bfloat16
     assert torch.equal(y, run(backend, *(x.bfloat16() for x in (q, k, v)), 2))
+
+
+@per_backend
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_fake_tensors_foretell_the_answer_of_every_backend(run, backend, dtype):
+    args = (*images(2, 32, 3, 4, dtype=dtype), 2)
+    real = run(backend, *args)
+    with FakeTensorMode() as mode:
+        fake = run(backend, *(mode.from_tensor(x) for x in args[:3]), 2)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
 @pytest.mark.parametrize("backend", ["", *ALL])
