@@ -90,7 +90,7 @@ def _norm_args(
 
         x = put(x).contiguous(memory_format=layout)
         plus = None if time is None else put(time)
-        return (x, put(weight), put(bias), groups, 1e-6, None, None, plus, True)
+        return (x, put(weight), put(bias), groups, 1e-6, None, None, plus, True, None)
 
     return make
 

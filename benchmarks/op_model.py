@@ -52,10 +52,12 @@ def _norm(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> Cost:
     """Mean 1, variance 3, normalise 2, affine 2; add 1, scale 2 (with its 1 +), shift 1, SiLU 4."""
     each = 8 + (add is not None) + 2 * (scale is not None) + (shift is not None) + 4 * act
-    return Cost(each * x.numel(), 2 * _size(x) + _size(weight, bias, scale, shift, add))
+    count = x.numel() + (0 if more is None else more.numel())
+    return Cost(each * count, 2 * _size(x, more) + _size(weight, bias, scale, shift, add))
 
 
 def _norm_backward(
@@ -68,11 +70,13 @@ def _norm_backward(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> Cost:
     """xhat 2, two sums per channel 3, two per group 4, dx 5; z, its sigmoid and SiLU's slope 9."""
     each = 14 + (add is not None) + 9 * act
     small = _size(weight, bias, scale, shift, add)
-    return Cost(each * x.numel(), 3 * _size(x) + 2 * small)
+    count = x.numel() + (0 if more is None else more.numel())
+    return Cost(each * count, 3 * _size(x, more) + 2 * small)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None) -> Cost:

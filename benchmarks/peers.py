@@ -30,7 +30,9 @@ def group_norm_silu(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> Tensor:
+    x = x if more is None else torch.cat([x, more], 1)
     x = x if add is None else x + add[..., None, None]
     y = F.group_norm(x, groups, weight, bias, eps)
     y = y if scale is None else y * (1 + scale[..., None, None])
@@ -100,9 +102,10 @@ class PlainNorm(nn.Module):
         add: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        more: Tensor | None = None,
     ) -> Tensor:
         return group_norm_silu(
-            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act
+            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act, more
         )
 
 

@@ -39,6 +39,11 @@ class Guards:
     def like(self, x):
         return self.around(x.shape, x.dtype, x.stride())
 
+    def image(self, x, form, channels=None):
+        """As `layout.empty`."""
+        shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
+        return self.like(self.plain(shape, dtype=x.dtype, memory_format=form))
+
     def intact(self):
         for raw, size in self.buffers:
             band = BAND * size
@@ -66,24 +71,24 @@ def test_nothing_outside_the_tensors_is_read_or_written(op, dtype, monkeypatch):
 
         with monkeypatch.context() as patch, kernels.use("native"):
             patch.setattr(torch, "empty", empty)
-            patch.setattr(native.layout, "empty", lambda x, _, guards=guards: guards.like(x))
+            patch.setattr(native.layout, "empty", guards.image)
             got = op(*map(with_bands_of_nan, example.args))
         assert guards.buffers
         assert all(guards.intact()), example.name
         assert torch.equal(got, want), example.name
 
 
-@pytest.mark.parametrize("example", range(7))
+@pytest.mark.parametrize("example", range(10))
 def test_the_group_norm_gradient_stays_inside_too(example, monkeypatch):
     args = kernels.group_norm_silu.examples(torch.float32, torch.device("cpu"))[example].args
-    x, weight, bias, groups, *_, scale, shift, add, act = map(with_bands_of_nan, args)
-    _, statistics = native.group_norm_silu(*args)
-    dy = torch.randn_like(x)
-    rest = (statistics, groups, scale, shift, add, act)
+    x, weight, bias, groups, _, *rest = map(with_bands_of_nan, args)
+    y, statistics = native.group_norm_silu(*args)
+    dy = torch.randn_like(y)
+    rest = (statistics, groups, *rest)
     want = native.group_norm_silu_backward(dy, x, weight, bias, *rest)
     guards = Guards()
     monkeypatch.setattr(torch, "empty_like", guards.like)
-    monkeypatch.setattr(native.layout, "empty", lambda x, _: guards.like(x))
+    monkeypatch.setattr(native.layout, "empty", guards.image)
     got = native.group_norm_silu_backward(with_bands_of_nan(dy), x, weight, bias, *rest)
     monkeypatch.undo()
     assert len(guards.buffers) >= 3
@@ -142,10 +147,10 @@ def test_a_wrong_number_is_refused_by_the_binding():
     good = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), torch.ones(4).data_ptr())
     rest = (0, 0, 0)
 
-    def forward(groups=1, dtype=0, threads=1, x=good["x"], n=1):
+    def forward(groups=1, dtype=0, threads=1, x=good["x"], n=1, own=2, last=False):
         a = good
-        call(x, a["weight"], a["bias"], *rest, a["y"], a["mean"], a["rstd"],
-             n, 2, 1, groups, 1e-6, True, False, False, dtype, threads)  # fmt: skip
+        call(x, a["weight"], a["bias"], *rest, 0, a["y"], a["mean"], a["rstd"],
+             n, 2, own, 1, groups, 1e-6, True, last, False, dtype, threads)  # fmt: skip
 
     with pytest.raises(ValueError, match="groups is 3; expected groups to divide"):
         forward(groups=3)
@@ -157,6 +162,11 @@ def test_a_wrong_number_is_refused_by_the_binding():
         forward(x=0)
     with pytest.raises(ValueError, match="a size is negative"):
         forward(n=-1)
+    for own in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"x has {own} of 2 channels; expected all"):
+            forward(own=own)
+    with pytest.raises(ValueError, match="an address is 0"):  # more's
+        forward(own=1, last=True)
 
 
 def test_one_openmp_runtime_is_loaded():
