@@ -82,15 +82,19 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """(B, heads, pixels, D): a view where strides and dtype allow it."""
-    split: Tensor = layout.pixels(x).unflatten(2, (heads, x.shape[1] // heads))
-    return split.transpose(1, 2).to(dtype)
+    """(B, heads, pixels, D), channels innermost: a view where strides and dtype allow it."""
+    n, channels, *size = x.shape
+    h = x.reshape(n, heads, channels // heads, math.prod(size)).mT
+    h = h if h.stride(3) == 1 else h.contiguous()
+    return h if h.dtype is dtype else h.to(dtype)
 
 
 def _image(h: Tensor, like: Tensor) -> Tensor:
     """(B, heads, pixels, D) as an image of `like`'s shape and dtype, channels last."""
-    rows = h.transpose(1, 2).flatten(2).to(like.dtype).contiguous()
-    return layout.image(rows, like.shape)
+    rows = h.transpose(1, 2)
+    if h.dtype is not like.dtype or not rows.is_contiguous():
+        h = rows.to(like.dtype).contiguous().transpose(1, 2)
+    return h.mT.view(like.shape)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None) -> None:

@@ -78,10 +78,10 @@ def broadcast(value: Tensor, x: Tensor) -> Tensor:
 
 def pixels(x: Tensor) -> Tensor:
     """`x` (N, C, …) as (N, pixels, C), channels innermost; a view where its strides allow it."""
-    rows = x.movedim(1, -1).flatten(1, -2)
-    return rows if rows.stride(2) == 1 or rows.shape[2] == 1 else rows.contiguous()
+    rows = x.flatten(2).mT
+    return rows if rows.stride(2) == 1 else rows.contiguous()
 
 
 def image(rows: Tensor, shape: torch.Size) -> Tensor:
     """The way back: (N, pixels, C) as (N, C, …) of this shape, a view."""
-    return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return rows.mT.view(shape)

@@ -8,15 +8,13 @@ owns its part of every output and sums in a fixed order: no atomics, the same bi
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import layout
+from . import attention_cuts as cuts
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -231,95 +229,12 @@ def backward_whole_kernel(
     _store(dq_ptr + here, tl.dot(tl.trans(ds), k) * (scale * LN2), t, C, N, d, D)
 
 
-class Tile(NamedTuple):
-    """How one call is cut; depends on an image's shape only, so an image never feels its batch."""
-
-    block_q: int
-    block_k: int
-    split: int  # channels of a score's sum taken at a time
-    warps: int
-    stages: int
-
-
 KERNELS = {
     "forward": forward_kernel,
     "backward_q": backward_q_kernel,
     "backward_kv": backward_kv_kernel,
     "backward_whole": backward_whole_kernel,
 }
-SMALL = 64  # tokens up to which one program may take a whole head, all gradients at once
-
-# By padded head width, the best first (by reckoning; nothing is measured yet): (bytes of shared
-# memory it takes, block_q, block_k, warps, stages). A head of 256 channels leaves room for small
-# tiles only: two float32 accumulators of 64 x 256 fill the registers of 8 warps.
-Options = dict[str, dict[int, tuple[tuple[int, int, int, int, int], ...]]]
-_HALF: Options = {
-    "forward": {
-        64: ((65536, 128, 64, 4, 3),),
-        128: ((98304, 128, 64, 8, 2),),
-        256: ((196608, 128, 64, 8, 2), (69632, 64, 32, 4, 2)),
-    },
-    "backward_q": {
-        64: ((49152, 64, 64, 4, 2),),
-        128: ((98304, 64, 64, 8, 2),),
-        256: ((196608, 64, 64, 8, 2), (98304, 64, 32, 8, 1)),
-    },
-    "backward_kv": {
-        64: ((49664, 64, 64, 4, 2),),
-        128: ((98816, 64, 64, 8, 2),),
-        256: ((131328, 32, 64, 8, 2), (81920, 32, 32, 8, 1)),
-    },
-}
-_SINGLE: Options = {
-    "forward": {
-        64: ((16640, 64, 32, 8, 1),),
-        128: ((24832, 32, 32, 8, 1),),
-        256: ((36992, 32, 32, 8, 1),),
-    },
-    "backward_q": {
-        64: ((40960, 32, 32, 8, 1),),
-        128: ((40960, 32, 32, 8, 1),),
-        256: ((40960, 32, 32, 8, 1),),
-    },
-    "backward_kv": {
-        64: ((14336, 16, 32, 8, 1),),
-        128: ((22528, 16, 32, 8, 1),),
-        256: ((36864, 16, 16, 8, 1),),
-    },
-}
-
-
-def tile(kernel: str, tokens: int, width: int, itemsize: int, shared: int) -> Tile:
-    """`shared`: bytes a program may have. Sizes that do not spill (tools/aot_check.py)."""
-    block, block_d = max(16, triton.next_power_of_2(tokens)), triton.next_power_of_2(width)
-    if kernel == "backward_whole":
-        return Tile(block, block, block_d, 8 if block * block_d > 4096 else 4, 1)
-    options = (_SINGLE if itemsize == 4 else _HALF)[kernel][max(64, block_d)]
-    fitting = [o for o in options if o[0] <= shared] or options[-1:]
-    _, block_q, block_k, warps, stages = fitting[0]
-    if kernel == "forward" and itemsize == 2 and block * block_d <= 8192:
-        warps = 4  # enough for so few rows
-    stages = 1 if block <= min(block_q, block_k) else stages  # nothing to load ahead
-    split = min(32, block_d) if itemsize == 4 else block_d
-    return Tile(min(block, block_q), min(block, block_k), split, warps, stages)
-
-
-def whole(tokens: int, width: int, itemsize: int, shared: int) -> bool:
-    """Whether one program can have all of a head on the chip: q, k, v, dout and some scores."""
-    block, block_d = max(16, triton.next_power_of_2(tokens)), triton.next_power_of_2(width)
-    return tokens <= SMALL and itemsize == 2 and 9 * block * block_d <= shared
-
-
-def constants(t: Tile, tokens: int, width: int) -> dict[str, Any]:
-    """What the kernels are compiled for; each takes those it names."""
-    return {
-        "D": width,
-        "BLOCK_D": triton.next_power_of_2(width),
-        "SPLIT": t.split,
-        "BLOCK_Q": t.block_q,
-        "BLOCK_K": t.block_k,
-        "RAGGED": tokens % t.block_k != 0,
-    }
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -353,7 +268,8 @@ def backward(
     sizes = (*_strides(inputs), tokens, heads)
     if rows.numel():
         with torch.cuda.device_of(q):
-            if whole(tokens, channels // heads, q.element_size(), _shared(q.device)):
+            room = cuts.shared(q.device)
+            if cuts.whole(tokens, channels // heads, q.element_size(), room):
                 given = [*inputs, rows, logsumexp, dq, dk, dv]
                 _launch("backward_whole", given, sizes, scale, rows, heads)
             else:
@@ -371,23 +287,14 @@ def _launch(
     """One kernel over all heads of `x` (N, tokens, channels)."""
     n, tokens, channels = x.shape
     width = channels // heads
-    t = tile(which, tokens, width, x.element_size(), _shared(x.device))
-    blocks = triton.cdiv(tokens, t.block_k if which == "backward_kv" else t.block_q)
+    cut = cuts.chosen(which, tokens, width, x.dtype, x.device)
+    blocks = triton.cdiv(tokens, cut.block_k if which == "backward_kv" else cut.block_q)
     kernel = KERNELS[which]
-    known = {k: v for k, v in constants(t, tokens, width).items() if k in kernel.arg_names}
+    known = {k: v for k, v in cuts.constants(cut, tokens, width).items() if k in kernel.arg_names}
     kernel[(n * heads * blocks,)](
         *tensors, *sizes, blocks, scale * LOG2E.value,
-        num_warps=t.warps, num_stages=t.stages, **known,
+        num_warps=cut.warps, num_stages=cut.stages, **known,
     )  # fmt: skip
-
-
-@cache
-def _shared(device: torch.device) -> int:
-    """Bytes of shared memory a program may have; in the interpreter as on sm_90."""
-    if device.type != "cuda":
-        return 227 * 1024
-    found = torch.cuda.get_device_properties(device)
-    return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
 
 def _strides(views: list[Tensor]) -> list[int]:

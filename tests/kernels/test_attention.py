@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 from kdgen import kernels
-from kdgen.kernels import attention
+from kdgen.kernels import attention, configs
 
 ALL = ["reference", "sdpa", "triton"]
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 NAN = float("nan")
 per_backend = pytest.mark.parametrize("backend", ALL)
 
@@ -141,6 +143,20 @@ def test_a_huge_score_takes_all_and_overflows_nothing(run, backend, size):
     torch.testing.assert_close(run(backend, x, x, v, 1), v, rtol=0, atol=0)
 
 
+@per_backend
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")  # where nothing is kept
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_scores_far_below_zero_do_no_harm(run, grads, backend, dtype):
+    """Pixels that are not there, to fill up a block, would have score 0: far above all others."""
+    bias = 4 * normal(32, 1, seed=6, dtype=dtype).sign()
+    q, k, v = (x.to(dtype) for x in images(1, 32, 19))
+    args = (q + bias, k - bias, v, 1)  # scores near -90
+    got = [run(backend, *args), *grads(lambda *a: run(backend, *a), args, v)]
+    want = [attention.reference(*args), *grads(attention.reference, args, v)]
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-2, atol=1e-2 if dtype is F16 else 1e-4)
+
+
 # ---- where values go ------------------------------------------------------------------------
 
 
@@ -219,7 +235,6 @@ def test_only_the_inputs_that_learn_get_a_gradient(run):
 
 # ---- Triton, in the shapes of networks ------------------------------------------------------
 
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SHAPES = [
     (16, 64, 1, F32),
     (16, 256, 1, BF16),  # the smallest image of DDPM
@@ -231,12 +246,25 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("tokens", "width", "heads", "dtype"), SHAPES)
+BIG = [  # a GPU's
+    (256, 256, 1, BF16),
+    (1024, 64, 6, F16),
+    (200, 192, 1, BF16),
+    (256, 256, 1, F32),
+    (1000, 80, 2, F32),
+]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "heads", "dtype", "device"),
+    [(*shape, "cpu") for shape in SHAPES]
+    + [pytest.param(*shape, "cuda", marks=pytest.mark.gpu) for shape in (*SHAPES, *BIG)],
+)
 def test_triton_is_as_accurate_in_networks_shapes(
-    tokens, width, heads, dtype, need, wide, grads, as_accurate
+    tokens, width, heads, dtype, device, need, wide, grads, as_accurate
 ):
-    args = (*images(1, heads * width, tokens, dtype=dtype), heads, None)
-    dout = normal(*args[0].shape, seed=1, dtype=dtype)
+    args = (*(x.to(device) for x in images(1, heads * width, tokens, dtype=dtype)), heads, None)
+    dout = normal(*args[0].shape, seed=1, dtype=dtype).to(device)
     need(attention, "triton", args)
     with kernels.use("triton"):
         got = [attention(*args), *grads(attention, args, dout)]
@@ -264,16 +292,28 @@ def test_triton_says_which_heads_it_takes(channels, heads, why):
         attention(*args, heads)
 
 
-def test_tiles_are_powers_of_two_that_cover_small_images():
-    tile = pytest.importorskip("kdgen.kernels._triton.attention").tile
+def test_a_cut_covers_small_images_and_fits_a_smaller_gpu():
+    cuts = pytest.importorskip("kdgen.kernels._triton.attention_cuts")
     for which in ("forward", "backward_q", "backward_kv", "backward_whole"):
         for tokens in (1, 16, 49, 64, 65, 256, 1024, 4096):
             for width in range(16, 257, 16):
-                for itemsize, shared in ((2, 232448), (2, 166912), (2, 101376), (4, 101376)):
-                    t = tile(which, tokens, width, itemsize, shared)
-                    assert all(math.log2(v).is_integer() for v in t[:4])
-                    assert min(t.block_q, t.block_k) >= 16
-                    assert t.split <= 256
+                for itemsize, room in ((2, 232448), (2, 166912), (2, 101376), (4, 101376)):
+                    cut = cuts.ruled(which, tokens, width, itemsize, room)
+                    assert all(math.log2(v).is_integer() for v in cut[:4])
+                    assert min(cut.block_q, cut.block_k) >= 16
+                    assert max(cut.block_q, cut.block_k) <= 4 * max(16, tokens)
+                    assert cut.split <= 256
+    assert cuts.ruled("forward", 256, 256, 2, 166912) < cuts.ruled("forward", 256, 256, 2, 232448)
+
+
+def test_another_cut_computes_the_same(need):
+    """As `tools/tune.py` tries them."""
+    args = (*images(1, 32, 40), 1, 0.2)
+    need(attention, "triton", args)
+    ruled = attention.by_name["triton"].run(*args)
+    with configs.using("attention.forward", block_q=16, block_k=16, split=16, warps=2):
+        other = attention.by_name["triton"].run(*args)
+    torch.testing.assert_close(other, ruled, rtol=1e-5, atol=1e-5)
 
 
 # ---- autocast, compilers, gradients twice ---------------------------------------------------
@@ -286,6 +326,16 @@ def test_under_autocast_it_computes_in_the_lower_precision(run, backend):
         y = run(backend, q, k, v, 2)
     assert y.dtype is torch.bfloat16
     assert torch.equal(y, run(backend, *(x.bfloat16() for x in (q, k, v)), 2))
+
+
+@per_backend
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_fake_tensors_foretell_the_answer_of_every_backend(run, backend, dtype):
+    args = (*images(2, 32, 3, 4, dtype=dtype), 2)
+    real = run(backend, *args)
+    with FakeTensorMode() as mode:
+        fake = run(backend, *(mode.from_tensor(x) for x in args[:3]), 2)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
 @pytest.mark.parametrize("backend", ["", *ALL])
@@ -309,6 +359,22 @@ def test_a_second_derivative_that_does_not_exist_raises(run):
     (first,) = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tokens", "width"), [(256, 256), (64, 256), (1024, 64)])
+def test_on_a_gpu_too_an_image_does_not_depend_on_its_batch(run, tokens, width):
+    """Not said of SDPA there: its kernels may cut the keys by how many images there are."""
+    args = [x.cuda() for x in images(40, width, tokens, dtype=BF16)]
+    dout = normal(*args[0].shape, seed=1, dtype=BF16).cuda()
+
+    def everything(count):
+        leaves = [x[:count].detach().requires_grad_() for x in args]
+        y = run("triton", *leaves, 1)
+        return y, *torch.autograd.grad(y, leaves, dout[:count])
+
+    for few, all_ in zip(everything(2), everything(40), strict=True):
+        assert torch.equal(few, all_[:2])
 
 
 @pytest.mark.gpu
