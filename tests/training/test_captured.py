@@ -210,6 +210,15 @@ def test_a_caller_who_samples_in_between_changes_nothing(toy: Any, recorder: Any
     assert torch.equal(end(True), end(False))
 
 
+def test_a_loop_that_was_left_holds_no_graph(toy: Any, recorder: Any):
+    loop = Loop(
+        toy.Denoise(), {"student": toy.denoiser()}, toy.Source(), toy.training(), None, recorder
+    )
+    for step in loop.steps():
+        assert (loop.stepper._captured is None) == (step.number <= WARMUP)
+    assert loop.stepper._captured is None
+
+
 # Resuming
 
 
@@ -281,6 +290,12 @@ def test_a_loss_that_reads_values_is_refused_before_the_first_step_and_named(
     assert all(torch.equal(x, before[n]) for n, x in student.state_dict().items())
     assert type(student.net.calls) is Tensor
     assert recorder.log == []
+
+
+def test_a_teacher_whose_solver_decides_by_values_is_named(cast: Any, recorder: Any):
+    method = DenoisingStudent(online=True, how=Sampling("rk45"))
+    with pytest.raises(CaptureError, match=r"solvers\.py:\d+ .*\.item\(\)"):
+        Loop(method, cast(method), None, settings(graph="on"), None, recorder)
 
 
 def test_auto_says_why_not_once_and_goes_on(toy: Any, recorder: Any, caplog: Any):
