@@ -157,6 +157,7 @@ class Loop:
                     due = last or self.done % self.training.save_every == 0
                     self.keeper.after(due=due, last=last)
         finally:
+            self.stepper.renew()  # the graph's memory, which it and the loop keep for each other
             for p, flag in flags:
                 p.requires_grad_(flag)
 
