@@ -84,7 +84,7 @@ def unable_to_norm(
 ) -> str:
     if reason := unable(x):
         return reason
-    if x.ndim > 2 and not layout.channels_last(layout.of(x)):
+    if not _channels_innermost(x):
         return "x has its channels apart; expected channels last"
     channels, size = weight.shape[0], math.prod(x.shape[2:])
     if channels * size >= LIMIT:
@@ -471,6 +471,13 @@ def _rows(x: Any) -> Any:
     return _aligned(layout.dense(x, last))
 
 
+def _channels_innermost(x: Tensor) -> bool:
+    last = layout.CHANNELS_LAST.get(x.ndim)
+    if last is None:
+        return x.ndim == 2
+    return layout.channels_last(layout.of(x)) or x.is_contiguous(memory_format=last)
+
+
 def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % PACK == 0 else x.clone()
 
@@ -495,10 +502,8 @@ def _planes(x: Tensor, form: torch.memory_format) -> tuple[int, int, int, bool]:
 
 
 def _small(v: Tensor | None) -> Tensor | None:
-    """A per-channel or per-image tensor as the kernels read it: float32, contiguous."""
-    if v is None or (v.dtype is torch.float32 and v.is_contiguous()):
-        return v
-    return v.to(torch.float32).contiguous()
+    """A per-channel or per-image tensor as the kernels read it: float32, contiguous, aligned."""
+    return None if v is None else _aligned(v.to(torch.float32).contiguous())
 
 
 def _address(v: Tensor | None) -> int:
