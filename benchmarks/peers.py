@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser
 from kdgen.nets import UNet
-from kdgen.nets.unet import GroupNorm
+from kdgen.nets.blocks import Attention, rescaled
+from kdgen.nets.layers import GroupNorm
 from kdgen.training import Training
 
 # ---- ops ------------------------------------------------------------------------------------
@@ -37,6 +38,12 @@ def group_norm_silu(
     y = y if scale is None else y * (1 + scale[..., None, None])
     y = y if shift is None else y + shift[..., None, None]
     return F.silu(y) if act else y
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None) -> Tensor:
+    split = [x.flatten(2).unflatten(1, (heads, -1)).mT for x in (q, k, v)]
+    y = F.scaled_dot_product_attention(*split, scale=scale)  # (B, heads, pixels, D)
+    return y.transpose(1, 2).flatten(2).mT.reshape(q.shape)
 
 
 def ddim_update(x_t: Tensor, x0: Tensor, a: Any, b: Any, clip: float | None) -> Tensor:
@@ -67,6 +74,7 @@ def normals(seed: int, stream: int, index: Tensor, size: int) -> Tensor:
 
 OPS: Mapping[str, Callable[..., Tensor]] = {
     "group_norm_silu": group_norm_silu,
+    "attention": attention,
     "ddim_update": ddim_update,
     "ddim_update_uint8": ddim_update_uint8,
     "to_uint8": to_uint8,
@@ -74,7 +82,7 @@ OPS: Mapping[str, Callable[..., Tensor]] = {
     "philox_uniform": uniforms,
     "philox_normal": normals,
 }
-SAME_VALUES = ("group_norm_silu", "ddim_update", "ddim_update_uint8", "to_uint8")
+SAME_VALUES = ("group_norm_silu", "attention", "ddim_update", "ddim_update_uint8", "to_uint8")
 
 
 # ---- networks -------------------------------------------------------------------------------
@@ -101,13 +109,27 @@ class PlainNorm(nn.Module):
         )
 
 
+class PlainAttention(nn.Module):
+    """torch's attention between the layers of one of ours."""
+
+    def __init__(self, ours: Attention) -> None:
+        super().__init__()
+        self.heads, self.skip_scale = ours.heads, ours.skip_scale
+        self.norm, self.qkv, self.out = PlainNorm(ours.norm), ours.qkv, ours.out
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, 1)
+        return rescaled(x + self.out(attention(q, k, v, self.heads, None)), self.skip_scale)
+
+
 def plain(net: UNet) -> UNet:
     """A copy of the network without our kernels."""
+    kinds: dict[type, Any] = {GroupNorm: PlainNorm, Attention: PlainAttention}
     net = copy.deepcopy(net)
     for parent in list(net.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, GroupNorm):
-                setattr(parent, name, PlainNorm(child))
+            if kind := kinds.get(type(child)):
+                setattr(parent, name, kind(child))
     return net
 
 

@@ -1,7 +1,8 @@
-"""softmax(scale·qkᵀ)·v over the pixels of each image and head (Vaswani et al. 2017, arXiv:1706.03762).
+"""softmax(scale·qkᵀ)·v over the pixels of each image, head by head.
 
-Softmax and sums are float32 whatever the storage (float64 for float64). q, k and v may be slices of
-one channels-last tensor: no backend copies those. Every backend answers channels last.
+Vaswani et al. 2017 (arXiv:1706.03762, eq. 1). Softmax and sums are float32 whatever the storage
+(float64 for float64). q, k and v may be slices of one channels-last tensor: no backend copies
+those. Every backend answers channels last.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     """(B, heads, pixels, D): a view where strides and dtype allow it."""
-    return layout.pixels(x).unflatten(2, (heads, x.shape[1] // heads)).transpose(1, 2).to(dtype)
+    split: Tensor = layout.pixels(x).unflatten(2, (heads, x.shape[1] // heads))
+    return split.transpose(1, 2).to(dtype)
 
 
 def _image(h: Tensor, like: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ def examples(dtype: torch.dtype, device: torch.device) -> list[Example]:
         Example("heads", (*sliced(3, 48, 5, 5), 3, 0.4)),
         Example("padded-head", (*sliced(1, 48, 7, 7), 1, None)),
         Example("tokens", (*planes(2, 32, 19), 2, None)),
-        Example("one-pixel", (*sliced(2, 16, 1, 1), 1, None)),
+        Example("two-pixels", (*sliced(2, 32, 1, 2), 1, None)),
     ]
 
 
@@ -138,9 +140,7 @@ def _sdpa_forward(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> 
     return sdpa(q, k, v, heads, scale), forward_reference(q, k, v, heads, scale)[1]
 
 
-def _run(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None, backend: str
-) -> Pair:
+def _run(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None, backend: str) -> Pair:
     args = (q, k, v, heads, scale_of(q, heads, scale))
     found: Pair = attention.pick(args, backend).run(*args)
     return found

@@ -249,42 +249,59 @@ KERNELS = {
 }
 SMALL = 64  # tokens up to which one program may take a whole head, all gradients at once
 
-# (block_q, block_k, warps, stages) by padded head width: what the registers and the shared memory of
-# sm_90 hold, and those of sm_80. A head of 256 channels leaves room for small tiles only.
-_HALF = {
-    "forward": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (128, 64, 8, 2)},
-    "backward_q": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 64, 8, 2)},
-    "backward_kv": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 64, 8, 2)},
+# By padded head width, the best first (by reckoning; nothing is measured yet): (bytes of shared
+# memory it takes, block_q, block_k, warps, stages). A head of 256 channels leaves room for small
+# tiles only: two float32 accumulators of 64 x 256 fill the registers of 8 warps.
+Options = dict[str, dict[int, tuple[tuple[int, int, int, int, int], ...]]]
+_HALF: Options = {
+    "forward": {
+        64: ((65536, 128, 64, 4, 3),),
+        128: ((98304, 128, 64, 8, 2),),
+        256: ((196608, 128, 64, 8, 2), (69632, 64, 32, 4, 2)),
+    },
+    "backward_q": {
+        64: ((49152, 64, 64, 4, 2),),
+        128: ((98304, 64, 64, 8, 2),),
+        256: ((196608, 64, 64, 8, 2), (98304, 64, 32, 8, 1)),
+    },
+    "backward_kv": {
+        64: ((49664, 64, 64, 4, 2),),
+        128: ((98816, 64, 64, 8, 2),),
+        256: ((131328, 32, 64, 8, 2), (81920, 32, 32, 8, 1)),
+    },
 }
-_HALF_SMALLER = {
-    "forward": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2)},
-    "backward_q": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
-    "backward_kv": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 64, 8, 1)},
+_SINGLE: Options = {
+    "forward": {
+        64: ((16640, 64, 32, 8, 1),),
+        128: ((24832, 32, 32, 8, 1),),
+        256: ((36992, 32, 32, 8, 1),),
+    },
+    "backward_q": {
+        64: ((40960, 32, 32, 8, 1),),
+        128: ((40960, 32, 32, 8, 1),),
+        256: ((40960, 32, 32, 8, 1),),
+    },
+    "backward_kv": {
+        64: ((14336, 16, 32, 8, 1),),
+        128: ((22528, 16, 32, 8, 1),),
+        256: ((36864, 16, 16, 8, 1),),
+    },
 }
-_SINGLE = {
-    "forward": {64: (32, 32, 8, 1), 128: (32, 32, 8, 1), 256: (32, 32, 8, 1)},
-    "backward_q": {64: (32, 32, 8, 1), 128: (32, 32, 8, 1), 256: (32, 32, 8, 1)},
-    "backward_kv": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
-}
-_LARGE = 200 * 1024  # bytes of shared memory: more than sm_80 has, less than sm_90
 
 
 def tile(kernel: str, tokens: int, width: int, itemsize: int, shared: int) -> Tile:
     """`shared`: bytes a program may have. Sizes that do not spill (tools/aot_check.py)."""
-    block_d = triton.next_power_of_2(width)
-    block = max(16, triton.next_power_of_2(tokens))
+    block, block_d = max(16, triton.next_power_of_2(tokens)), triton.next_power_of_2(width)
     if kernel == "backward_whole":
         return Tile(block, block, block_d, 8 if block * block_d > 4096 else 4, 1)
-    table = _SINGLE if itemsize == 4 else _HALF if shared > _LARGE else _HALF_SMALLER
-    block_q, block_k, warps, stages = table[kernel][max(64, block_d)]
-    warps = 4 if min(block, block_q) < 128 and kernel == "forward" and itemsize == 2 else warps
-    return Tile(
-        min(block, block_q),
-        min(block, block_k),
-        min(32, block_d) if itemsize == 4 else block_d,
-        warps,
-        stages,
-    )
+    options = (_SINGLE if itemsize == 4 else _HALF)[kernel][max(64, block_d)]
+    fitting = [o for o in options if o[0] <= shared] or options[-1:]
+    _, block_q, block_k, warps, stages = fitting[0]
+    if kernel == "forward" and itemsize == 2 and block * block_d <= 8192:
+        warps = 4  # enough for so few rows
+    stages = 1 if block <= min(block_q, block_k) else stages  # nothing to load ahead
+    split = min(32, block_d) if itemsize == 4 else block_d
+    return Tile(min(block, block_q), min(block, block_k), split, warps, stages)
 
 
 def whole(tokens: int, width: int, itemsize: int, shared: int) -> bool:
@@ -331,7 +348,7 @@ def backward(
     """As `backward_reference` of the op."""
     inputs = [layout.pixels(x) for x in (dout, q, k, v)]
     rows = layout.pixels(out).contiguous()
-    n, tokens, channels = rows.shape
+    _, tokens, channels = rows.shape
     dq, dk, dv = (torch.empty_like(rows) for _ in range(3))
     sizes = (*_strides(inputs), tokens, heads)
     if rows.numel():
@@ -369,7 +386,8 @@ def _shared(device: torch.device) -> int:
     """Bytes of shared memory a program may have; in the interpreter as on sm_90."""
     if device.type != "cuda":
         return 227 * 1024
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    found = torch.cuda.get_device_properties(device)
+    return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
 
 def _strides(views: list[Tensor]) -> list[int]:

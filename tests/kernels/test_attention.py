@@ -93,8 +93,13 @@ def test_the_weights_of_a_pixel_sum_to_one(run, backend):
 
 @per_backend
 def test_one_pixel_sees_itself(run, backend):
-    q, k, v = images(2, 32, 1, 1)
-    torch.testing.assert_close(run(backend, q, k, v, 2), v, rtol=0, atol=0)
+    q, k, v = (x.detach().requires_grad_() for x in images(2, 32, 1, 1))
+    y = run(backend, q, k, v, 2)
+    torch.testing.assert_close(y, v, rtol=1e-6, atol=0)
+    dq, dk, dv = torch.autograd.grad(y, (q, k, v), dy := normal(2, 32, 1, 1, seed=1))
+    torch.testing.assert_close(dv, dy, rtol=1e-6, atol=0)
+    for g in (dq, dk):  # one weight is 1 whatever the score; what is left is rounding
+        torch.testing.assert_close(g, torch.zeros_like(g), rtol=0, atol=1e-5)
 
 
 @per_backend
@@ -122,7 +127,8 @@ def test_the_same_added_to_every_key_changes_nothing(run, backend):
 def test_heads_do_not_see_one_another(run, backend):
     q, k, v = images(2, 48, 4, 4)
     whole = run(backend, q, k, v, 3)
-    alone = [run(backend, *parts, 1) for parts in zip(*(x.chunk(3, 1) for x in (q, k, v)))]
+    parts = zip(*(x.chunk(3, 1) for x in (q, k, v)), strict=True)
+    alone = [run(backend, *one, 1) for one in parts]
     torch.testing.assert_close(whole, torch.cat(alone, 1), rtol=1e-6, atol=1e-6)
 
 
@@ -130,8 +136,8 @@ def test_heads_do_not_see_one_another(run, backend):
 @pytest.mark.parametrize("size", [1e2, 1e4])
 def test_a_huge_score_takes_all_and_overflows_nothing(run, backend, size):
     """Each pixel is most like itself: with scores far apart it sees itself alone."""
-    x = F.normalize(normal(1, 32, 70, seed=4), dim=1) * size
-    v = images(1, 32, 70)[2]
+    x = F.normalize(normal(1, 32, 40, seed=4), dim=1) * size
+    v = images(1, 32, 40)[2]
     torch.testing.assert_close(run(backend, x, x, v, 1), v, rtol=0, atol=0)
 
 
@@ -139,14 +145,15 @@ def test_a_huge_score_takes_all_and_overflows_nothing(run, backend, size):
 
 
 @per_backend
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter's maximum
 @pytest.mark.parametrize("arg", range(3))
 def test_not_a_number_stays_in_its_image_and_head(run, backend, arg):
-    clean = [x.clone() for x in images(3, 32, 70)]
+    clean = [x.clone() for x in images(3, 32, 40)]
     dirty = [x.clone() for x in clean]
-    dirty[arg][1, 20, 66] = NAN  # head 1 of image 1
+    dirty[arg][1, 20, 36] = NAN  # head 1 of image 1
     got, want = run(backend, *dirty, 2), run(backend, *clean, 2)
     hit = got.isnan()
-    assert hit[1, 16:, 66].any()
+    assert hit[1, 16:, 36].any()
     hit[1, 16:] = False
     assert not hit.any()
     assert torch.equal(got[::2], want[::2])
@@ -172,9 +179,8 @@ def test_gradients_through_slices_are_those_of_copies(run, backend):
     assert torch.equal(one.grad, torch.cat([x.grad for x in three], 1))
 
 
-@per_backend
-def test_slices_are_not_copied(run, backend):
-    """What a backend is given is a view: same storage, same place."""
+def test_slices_are_not_copied():
+    """What a backend reads is a view: same storage, same place."""
     for x in images(2, 32, 4, 4):
         rows = kernels.layout.pixels(x)
         assert rows.data_ptr() == x.data_ptr()
@@ -242,7 +248,7 @@ def test_triton_is_as_accurate_in_networks_shapes(
 
 
 def test_triton_saves_the_logarithm_of_each_sum(need):
-    args = (*images(2, 32, 70), 2, 0.4)
+    args = (*images(2, 32, 40), 2, 0.4)
     need(attention, "triton", args)
     got = attention.by_name["triton"].run(*args)[1]
     torch.testing.assert_close(got, attention.by_name["reference"].run(*args)[1])
@@ -259,7 +265,7 @@ def test_triton_says_which_heads_it_takes(channels, heads, why):
 
 
 def test_tiles_are_powers_of_two_that_cover_small_images():
-    tile = kernels.attention_tiles = pytest.importorskip("kdgen.kernels._triton.attention").tile
+    tile = pytest.importorskip("kdgen.kernels._triton.attention").tile
     for which in ("forward", "backward_q", "backward_kv", "backward_whole"):
         for tokens in (1, 16, 49, 64, 65, 256, 1024, 4096):
             for width in range(16, 257, 16):

@@ -219,9 +219,7 @@ def test_attention_backward_passes_opcheck():
     q, k, v, heads, scale, _ = args
     out, logsumexp = call(*args)
     backward = torch.ops.kdgen.attention_backward.default
-    torch.library.opcheck(
-        backward, (torch.ones_like(q), q, k, v, out, logsumexp, heads, scale, "")
-    )
+    torch.library.opcheck(backward, (torch.ones_like(q), q, k, v, out, logsumexp, heads, scale, ""))
 
 
 @pytest.mark.parametrize("backend", ["", "reference", "native"])
