@@ -203,6 +203,102 @@ void to_uint8(Address x_t, Address x0, Address y, Address a_each, Address b_each
   kdgen::table().to_uint8(p);
 }
 
+void bias_residual(Address x, Address residual, Address bias, Address y, float scale,
+                   std::int64_t n, std::int64_t channels, std::int64_t size, bool channels_last,
+                   int dtype, int threads) {
+  constexpr const char* op = "bias_residual";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  const kdgen::BiasResidual p = {at<void>(x),
+                                 at<void>(residual),
+                                 at<float>(bias),
+                                 at<void>(y),
+                                 scale,
+                                 n,
+                                 channels,
+                                 size,
+                                 channels_last,
+                                 dtype_of(op, dtype),
+                                 threads_of(op, threads)};
+  if (n * channels * size == 0) return;
+  require_pointers(op, true, {p.x, p.residual, p.y});
+  const py::gil_scoped_release released;
+  kdgen::table().bias_residual(p);
+}
+
+void bias_residual_backward(Address dy, Address dx, Address dbias, Address partial, float scale,
+                            std::int64_t n, std::int64_t channels, std::int64_t size,
+                            bool channels_last, int dtype, int threads) {
+  constexpr const char* op = "bias_residual_backward";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  const kdgen::BiasResidualBackward p = {
+      at<void>(dy), at<void>(dx),  at<float>(dbias),    at<float>(partial),     scale, n, channels,
+      size,         channels_last, dtype_of(op, dtype), threads_of(op, threads)};
+  if (n * channels * size == 0) return;
+  require_pointers(op, true, {p.dy});
+  require_pointers(op, p.dbias != nullptr, {p.partial});
+  const py::gil_scoped_release released;
+  kdgen::table().bias_residual_backward(p);
+}
+
+void chain_step(Address x_t, Address raw, Address y, Address table, Address step,
+                std::int64_t steps, float clip, std::int64_t n, std::int64_t channels,
+                std::int64_t size, std::int64_t raw_channels, bool channels_last, bool bytes,
+                int dtype, int raw_dtype, int threads) {
+  constexpr const char* op = "chain_step";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  require(steps >= 1, op, "steps is " + std::to_string(steps) + "; expected at least 1.");
+  require(raw_channels >= channels, op, "raw has fewer channels than x_t.");
+  const kdgen::ChainStep p = {at<void>(x_t),
+                              at<void>(raw),
+                              at<void>(y),
+                              at<float>(table),
+                              at<std::int64_t>(step),
+                              steps,
+                              clip,
+                              n,
+                              channels,
+                              size,
+                              raw_channels,
+                              channels_last,
+                              bytes,
+                              dtype_of(op, dtype),
+                              dtype_of(op, raw_dtype),
+                              threads_of(op, threads)};
+  if (n * channels * size == 0) return;
+  require_pointers(op, true, {p.x_t, p.raw, p.y, p.table, p.step});
+  const py::gil_scoped_release released;
+  kdgen::table().chain_step(p);
+}
+
+void scale_input(Address x, Address y, Address c_each, Address step, std::int64_t steps, float c,
+                 std::int64_t n, std::int64_t channels, std::int64_t size,
+                 std::int64_t out_channels, bool channels_last, int dtype, int out_dtype,
+                 int threads) {
+  constexpr const char* op = "scale_input";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  require(out_channels >= channels, op, "the answer has fewer channels than x.");
+  require(!step || (c_each && steps >= 1), op, "a step needs a table of at least 1.");
+  const kdgen::ScaleInput p = {at<void>(x),
+                               at<void>(y),
+                               at<float>(c_each),
+                               at<std::int64_t>(step),
+                               steps,
+                               c,
+                               n,
+                               channels,
+                               size,
+                               out_channels,
+                               channels_last,
+                               dtype_of(op, dtype),
+                               dtype_of(op, out_dtype),
+                               threads_of(op, threads)};
+  if (n * out_channels * size == 0) return;
+  require_pointers(op, true, {p.y});
+  require_pointers(op, channels > 0, {p.x});
+  const py::gil_scoped_release released;
+  kdgen::table().scale_input(p);
+}
+
 void philox(std::uint64_t seed, std::uint32_t stream, Address index, Address out, std::int64_t n,
             std::int64_t size, int draw, int threads) {
   constexpr const char* op = "philox";
@@ -233,5 +329,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("group_norm_silu_backward", &group_norm_silu_backward);
   m.def("ddim_update", &ddim_update);
   m.def("to_uint8", &to_uint8);
+  m.def("bias_residual", &bias_residual);
+  m.def("bias_residual_backward", &bias_residual_backward);
+  m.def("chain_step", &chain_step);
+  m.def("scale_input", &scale_input);
   m.def("philox", &philox);
 }

@@ -88,6 +88,66 @@ def to_uint8(
     dtype: int,
     threads: int,
 ) -> None: ...
+def bias_residual(
+    x: int,
+    residual: int,
+    bias: int,
+    y: int,
+    scale: float,
+    n: int,
+    channels: int,
+    size: int,
+    channels_last: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def bias_residual_backward(
+    dy: int,
+    dx: int,
+    dbias: int,
+    partial: int,
+    scale: float,
+    n: int,
+    channels: int,
+    size: int,
+    channels_last: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def chain_step(
+    x_t: int,
+    raw: int,
+    y: int,
+    table: int,
+    step: int,
+    steps: int,
+    clip: float,
+    n: int,
+    channels: int,
+    size: int,
+    raw_channels: int,
+    channels_last: bool,
+    bytes: bool,
+    dtype: int,
+    raw_dtype: int,
+    threads: int,
+) -> None: ...
+def scale_input(
+    x: int,
+    y: int,
+    c_each: int,
+    step: int,
+    steps: int,
+    c: float,
+    n: int,
+    channels: int,
+    size: int,
+    out_channels: int,
+    channels_last: bool,
+    dtype: int,
+    out_dtype: int,
+    threads: int,
+) -> None: ...
 def philox(
     seed: int, stream: int, index: int, out: int, n: int, size: int, draw: int, threads: int
 ) -> None: ...

@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import kdgen
@@ -72,9 +73,18 @@ def entry(
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        run(parsed)
-    except (KdgenError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
-        if os.environ.get("KDGEN_DEBUG"):
+        with _required(getattr(parsed, "require_kernels", False)):
+            run(parsed)
+    except (
+        KdgenError,
+        ValueError,
+        OSError,
+        MemoryError,
+        KeyboardInterrupt,
+        RuntimeError,
+    ) as error:
+        mistake = isinstance(error, RuntimeError) and not _for_want_of_a_kernel(error)
+        if mistake or os.environ.get("KDGEN_DEBUG"):
             raise
         message, code = _verdict(error)
         print(f"kdgen: {message}", file=sys.stderr)
@@ -89,10 +99,27 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KdgenError):
         return f"error: {error}", error.exit_code
+    if _for_want_of_a_kernel(error):
+        return f"error: {error}", MissingError.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}. Choose another place.", 1
     return f"error: {error}", UsageError.exit_code
+
+
+def _required(wanted: bool) -> AbstractContextManager[None]:
+    """`--require-kernels`: a fast kernel that is missing is an error."""
+    if not wanted:
+        return nullcontext()
+    from kdgen import kernels
+
+    return kernels.require()
+
+
+def _for_want_of_a_kernel(error: BaseException) -> bool:
+    """Whether fast kernels are required and not there. Without them loaded nobody said so."""
+    kernels = sys.modules.get("kdgen.kernels")
+    return kernels is not None and isinstance(error, kernels.Unavailable)
 
 
 def device(name: str) -> torch.device:

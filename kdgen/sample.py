@@ -54,6 +54,8 @@ class Args:
     """Of the network; noise and the final step stay float32."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    require_kernels: bool = False
+    """A fast kernel that is missing or cannot be compiled is an error, exit code 8."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -57,6 +57,8 @@ class Overrides:
     """Steps between sample grids in OUT/samples."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    require_kernels: bool = False
+    """A fast kernel that is missing or cannot be compiled is an error, exit code 8."""
     dry_run: bool = False
     """Print parameters, memory, measured s/step and time, and stop."""
 

@@ -46,6 +46,27 @@ def parted(v: Tensor, like: torch.memory_format, own: int) -> tuple[Tensor, Tens
     return first.clone(memory_format=like), rest.clone(memory_format=like)
 
 
+def empty_padded(x: Tensor, dtype: torch.dtype | None, channels: int | None) -> Tensor:
+    """Uninitialised (N, channels, H, W), channels last; dtype and channels are x's by default."""
+    n, c, h, w = x.shape
+    return torch.empty(
+        (n, c if channels is None else channels, h, w),
+        dtype=x.dtype if dtype is None else dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def rows(x: Tensor, like: torch.memory_format) -> tuple[Tensor, int]:
+    """`x` with that layout, and how far its pixels are apart: its channels, or more where `x` is
+    the first channels of a wider tensor, which need not be copied."""
+    if like is torch.channels_last and x.stride(1) == 1:
+        apart, (c, h, w) = x.stride(3), x.shape[1:]
+        if apart > c > 0 and x.stride() == (h * w * apart, 1, w * apart, apart):
+            return x, apart
+    return dense(x, like), x.shape[1]
+
+
 def channels_last(like: torch.memory_format) -> bool:
     return like is not CONTIGUOUS
 

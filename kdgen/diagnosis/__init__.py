@@ -20,4 +20,4 @@ def findings() -> list[Finding]:
     kernels = software.kernels()
     if kernels.state == "missing":
         return [*found, kernels]
-    return [*found, shipped.digits(), shipped.student(), kernels]
+    return [*found, shipped.digits(), shipped.student(), kernels, software.backends()]

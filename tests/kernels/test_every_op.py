@@ -12,7 +12,12 @@ from kdgen import kernels
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FAST = ["native", "sdpa", "triton"]
 DRAWS = ("philox_uint32", "philox_uniform", "philox_normal")
-DIFFERENTIABLE = (kernels.group_norm_silu, kernels.attention, kernels.ddim_update)
+DIFFERENTIABLE = (
+    kernels.group_norm_silu,
+    kernels.attention,
+    kernels.bias_residual,
+    kernels.ddim_update,
+)
 
 
 def per_op(ops=kernels.OPS):
@@ -110,7 +115,7 @@ def test_an_image_does_not_depend_on_its_batch(op, backend, device, need):
 
 def first_images(value, args, count):
     """`value` cut to `count` images, where its leading dimension counts images."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not value.ndim:
         return value
     n = next(a for a in args if isinstance(a, Tensor)).shape[0]
     # A (C,) parameter may be as long as the batch only by accident; examples avoid that.
@@ -183,6 +188,9 @@ def registered(op, args):
         each = [v if isinstance(v, Tensor) else None for v in (a, b)]
         flat = [0.0 if isinstance(v, Tensor) else v for v in (a, b)]
         full = (x_t, x0, *each, *flat, clip)
+    if op is kernels.scale_input:
+        x, c, *rest = full
+        full = (x, c, 0.0, *rest) if isinstance(c, Tensor) else (x, None, c, *rest)
     if op.name in DRAWS:
         full = (1, 2, *full[2:])
     return call, (*full, "")
