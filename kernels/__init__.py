@@ -1,11 +1,8 @@
 """Floor 0: arithmetic. Each op is one plain-torch definition and the faster versions of it."""
 
-<<<<<<< HEAD
 from .attention import attention
-=======
 from .bias_residual import bias_residual
 from .chain_step import chain_step, chain_step_uint8
->>>>>>> ef5f2296487d749e8ce96a9b3555956eadff6cf8
 from .ddim_update import ddim_update, ddim_update_uint8
 from .dispatch import Backend, Example, Op, explain, retry, use
 from .fallback import Fallback, Unavailable, fallbacks, require
@@ -16,12 +13,9 @@ from .to_uint8 import to_uint8
 
 OPS = (
     group_norm_silu,
-<<<<<<< HEAD
     attention,
-=======
     bias_residual,
     scale_input,
->>>>>>> ef5f2296487d749e8ce96a9b3555956eadff6cf8
     ddim_update,
     ddim_update_uint8,
     chain_step,
@@ -38,14 +32,11 @@ __all__ = [
     "Example",
     "Fallback",
     "Op",
-<<<<<<< HEAD
-    "attention",
-=======
     "Unavailable",
+    "attention",
     "bias_residual",
     "chain_step",
     "chain_step_uint8",
->>>>>>> ef5f2296487d749e8ce96a9b3555956eadff6cf8
     "ddim_update",
     "ddim_update_uint8",
     "explain",

@@ -66,6 +66,10 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else OLDEST
 
 
+def unable_to_step(x_t: Tensor, raw: Tensor, *_: Any) -> str:
+    return unable(x_t) or unable(raw).replace("x is", "raw is")
+
+
 def unable_to_draw(_seed: int, _stream: int, index: Tensor, _size: int) -> str:
     return unable_on(index.device)
 

@@ -45,12 +45,8 @@ class ResBlock(nn.Module):
         """emb (B, emb_width), after its SiLU; skip (B, skip, H, W) where the block has one."""
         h = self.conv1(self.resize(self.norm1(x, more=skip)))
         h = self.conv2(self.dropout(self._timed(h, self.time(emb))))
-<<<<<<< HEAD
         past = self.shortcut(self.resize(x)) if skip is None else self.shortcut(x, skip)
-        return rescaled(past + h, self.skip_scale)
-=======
-        return joined(self.shortcut(self.resize(x)), h, self.skip_scale)
->>>>>>> ef5f2296487d749e8ce96a9b3555956eadff6cf8
+        return joined(past, h, self.skip_scale)
 
     def _timed(self, h: Tensor, time: Tensor) -> Tensor:
         """The second norm; `time` (B, C), or a scale and a shift of C channels each."""
@@ -96,18 +92,8 @@ class Attention(nn.Module):
                 self.qkv.weight.mul_(math.sqrt(0.2))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-<<<<<<< HEAD
         q, k, v = self.qkv(self.norm(x)).chunk(3, 1)
-        y: Tensor = x + self.out(kernels.attention(q, k, v, self.heads))
-        return rescaled(y, self.skip_scale)
-=======
-        qkv = self.qkv(self.norm(x)).flatten(2).mT.unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, H·W, C / heads) each
-        h = F.scaled_dot_product_attention(q, k, v)
-        return joined(
-            x, self.out(h.transpose(1, 2).flatten(2).mT.reshape(x.shape)), self.skip_scale
-        )
->>>>>>> ef5f2296487d749e8ce96a9b3555956eadff6cf8
+        return joined(x, self.out(kernels.attention(q, k, v, self.heads)), self.skip_scale)
 
     def parts(self) -> Parts:
         thirds = (self.channels,) * 3
