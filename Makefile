@@ -46,9 +46,10 @@ lint: ## ruff, clang-format, mypy
 	@PATH="$(VENV)/bin:$$PATH" clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
 	@$(RUN) -m mypy
 
-gates: ## compile every Triton kernel ahead of time, fail on register spills
+gates: ## compile every Triton kernel ahead of time, read the CUDA ones; fail on register spills
 	$(SETUP) triton
 	@env -u TRITON_INTERPRET $(RUN) tools/aot_check.py
+	@$(RUN) -m tools.cuda_check
 
 clean: ## remove everything that was built, the environment too
 	rm -rf build dist $(VENV) .bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

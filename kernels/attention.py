@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _triton, checks, layout, library
+from . import _triton, checks, cuda, layout, library
 from .dispatch import Backend, Example, Op, requested
 
 NAME = "attention"
@@ -286,6 +286,9 @@ attention = Op(
             _triton_unable,
             ("cuda",),
             lambda *args: _triton.load(NAME).backward(*args),
+        ),
+        Backend(
+            "cuda", cuda.attention, cuda.unable_to_attend, ("cuda",), cuda.attention_backward
         ),
         Backend("reference", forward_reference, lambda *_: "", (), backward_reference),
     ),

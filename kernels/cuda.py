@@ -66,6 +66,10 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else OLDEST
 
 
+def unable_to_step(x_t: Tensor, raw: Tensor, *_: Any) -> str:
+    return unable(x_t) or unable(raw).replace("x is", "raw is")
+
+
 def unable_to_draw(_seed: int, _stream: int, index: Tensor, _size: int) -> str:
     return unable_on(index.device)
 
@@ -84,7 +88,7 @@ def unable_to_norm(
 ) -> str:
     if reason := unable(x):
         return reason
-    if x.ndim > 2 and not layout.channels_last(layout.of(x)):
+    if not _channels_innermost(x):
         return "x has its channels apart; expected channels last"
     channels, size = weight.shape[0], math.prod(x.shape[2:])
     if channels * size >= LIMIT:
@@ -471,6 +475,13 @@ def _rows(x: Any) -> Any:
     return _aligned(layout.dense(x, last))
 
 
+def _channels_innermost(x: Tensor) -> bool:
+    last = layout.CHANNELS_LAST.get(x.ndim)
+    if last is None:
+        return x.ndim == 2
+    return layout.channels_last(layout.of(x)) or x.is_contiguous(memory_format=last)
+
+
 def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % PACK == 0 else x.clone()
 
@@ -495,10 +506,8 @@ def _planes(x: Tensor, form: torch.memory_format) -> tuple[int, int, int, bool]:
 
 
 def _small(v: Tensor | None) -> Tensor | None:
-    """A per-channel or per-image tensor as the kernels read it: float32, contiguous."""
-    if v is None or (v.dtype is torch.float32 and v.is_contiguous()):
-        return v
-    return v.to(torch.float32).contiguous()
+    """A per-channel or per-image tensor as the kernels read it: float32, contiguous, aligned."""
+    return None if v is None else _aligned(v.to(torch.float32).contiguous())
 
 
 def _address(v: Tensor | None) -> int:

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 VARIABLE = "KDGEN_KERNELS"
-BACKENDS = ("native", "sdpa", "triton", "reference")
+BACKENDS = ("native", "sdpa", "triton", "cuda", "reference")
 
 _chosen: ContextVar[str] = ContextVar("kdgen_kernels", default="")
 _known: dict[str, Op[Any, Any]] = {}

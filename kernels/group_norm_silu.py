@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _triton, checks, layout, library, native
+from . import _triton, checks, cuda, layout, library, native
 from .dispatch import Backend, Example, Op, requested
 
 NAME = "group_norm_silu"
@@ -398,6 +398,13 @@ group_norm_silu = Op(
             _triton_unable,
             ("cuda",),
             lambda *args: _triton.load(NAME).backward(*args),
+        ),
+        Backend(
+            "cuda",
+            cuda.group_norm_silu,
+            cuda.unable_to_norm,
+            ("cuda",),
+            cuda.group_norm_silu_backward,
         ),
         Backend("reference", forward_reference, lambda *_: "", (), backward_reference),
     ),

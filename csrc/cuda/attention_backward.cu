@@ -109,6 +109,7 @@ template <class T, int D, Wanted W>
 void run(const AttentionBackward& p, const AttentionShape& s, const Queue& queue) {
   constexpr int rows = (W == Wanted::dv ? 1 : 2) * kRows + 2 * kColumns;
   constexpr std::size_t shared = std::size_t{rows} * D * 2 + kColumns * sizeof(Query);
+  static_assert(shared <= kMostShared);
   launch("attention_backward", attention_backward_kernel<T, D, W>, blocks_of(s), kThreads, shared,
          queue, p, s);
 }

@@ -109,6 +109,7 @@ void attention_forward(const AttentionForward& p, const AttentionShape& s, const
     using T = decltype(value);
     constexpr int D = decltype(wide)::value;
     constexpr std::size_t shared = std::size_t{kRows + 2 * kKeys<D>} * D * 2;
+    static_assert(shared <= kMostShared);
     launch("attention", attention_forward_kernel<T, D>, blocks_of(s), kThreads, shared, queue, p, s);
   });
 }

@@ -100,7 +100,7 @@ void group_norm_silu_forward(Address x, Address more, Address weight, Address bi
                            act,              add_per_image};
   p.y = at<void>(y), p.mean = at<float>(mean), p.rstd = at<float>(rstd);
   require_pointers(op, {p.x, p.weight, p.bias, p.y, p.mean, p.rstd});
-  require_aligned(op, {p.x, p.more, p.y});
+  require_aligned(op, {p.x, p.more, p.y, p.weight, p.bias, p.scale, p.shift, p.add});
   require(!p.more == (first == channels), op, "the second input and the channels disagree.");
   const Slabs s = cut(op, size, channels, first, groups, dtype, 1);
   const py::gil_scoped_release released;
@@ -126,7 +126,7 @@ void group_norm_silu_backward(Address dy, Address x, Address more, Address weigh
   p.dscale = at<float>(dscale), p.dshift = at<float>(dshift), p.dadd = at<float>(dadd);
   require_pointers(op, {p.dy, p.x, p.weight, p.bias, p.mean, p.rstd, p.dx, p.dweight, p.dbias,
                         p.s1});
-  require_aligned(op, {p.dy, p.x, p.more, p.dx, p.dmore});
+  require_aligned(op, {p.dy, p.x, p.more, p.dx, p.dmore, p.weight, p.bias, p.scale, p.shift, p.add});
   require(!p.more == (first == channels) && !p.more == !p.dmore, op,
           "the second input and the channels disagree.");
   const Slabs s = cut(op, size, channels, first, groups, dtype, 2);

@@ -1,7 +1,7 @@
 // What the kernels need of a GPU beside plain arithmetic: 16-byte packs, copies in the background,
 // shuffles, launches.
 //
-// tests/kernels/emulation holds a <cuda_runtime.h> under which the same kernels run on a CPU, a
+// tests/emulation holds a <cuda_runtime.h> under which the same kernels run on a CPU, a
 // thread a fiber; what is inline assembly here has its meaning spelled out there.
 #pragma once
 

@@ -19,26 +19,43 @@ KDGEN_DEVICE float lift_of(const Norm& p, std::int64_t at) {
   return p.scale ? 1.0f + p.scale[at] : 1.0f;
 }
 
+// V numbers from an aligned place; V is a multiple of four.
+template <int V>
+KDGEN_DEVICE void read(const float* from, float (&v)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; i += 4) {
+    float four[4];
+    load_pack<float>(from + i, four);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) v[i + j] = four[j];
+  }
+}
+
 template <int V>
 KDGEN_DEVICE void read_add(const Norm& p, std::int64_t image, int channels, int channel,
                            float (&add)[V]) {
 #pragma unroll
-  for (int i = 0; i < V; ++i) {
-    add[i] = p.add ? p.add[(p.add_per_image ? image * channels : 0) + channel + i] : 0.0f;
-  }
+  for (int i = 0; i < V; ++i) add[i] = 0.0f;
+  if (p.add) read(p.add + (p.add_per_image ? image * channels : 0) + channel, add);
 }
 
 template <int V>
 KDGEN_DEVICE void read_affine(const Norm& p, std::int64_t image, int channels, int channel,
                               Affine<V>* a) {
   read_add(p, image, channels, channel, a->add);
+  read(p.weight + channel, a->gain);
+  read(p.bias + channel, a->offset);
+  const std::int64_t at = image * channels + channel;
+  float each[V];
+  if (p.scale) {
+    read(p.scale + at, each);
 #pragma unroll
-  for (int i = 0; i < V; ++i) {
-    const int c = channel + i;
-    const std::int64_t at = image * channels + c;
-    const float lift = lift_of(p, at);
-    a->gain[i] = p.weight[c] * lift;
-    a->offset[i] = p.bias[c] * lift + (p.shift ? p.shift[at] : 0.0f);
+    for (int i = 0; i < V; ++i) a->gain[i] *= 1.0f + each[i], a->offset[i] *= 1.0f + each[i];
+  }
+  if (p.shift) {
+    read(p.shift + at, each);
+#pragma unroll
+    for (int i = 0; i < V; ++i) a->offset[i] += each[i];
   }
 }
 

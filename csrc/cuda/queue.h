@@ -11,7 +11,8 @@
 
 namespace kdgen {
 
-constexpr int kAligned = 16;  // bytes; what the widest load and store want
+constexpr int kAligned = 16;            // bytes; what the widest load and store want
+constexpr int kMostShared = 163 << 10;  // bytes of shared memory that a block may have on sm_80
 
 // Where a kernel runs: the device and the stream, as torch names them.
 struct Queue {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "queue.h"
+
 #if defined(__CUDACC__)
 #define KDGEN_PLAN __host__ __device__ __forceinline__
 #else
@@ -59,7 +61,7 @@ struct Slabs {
 };
 
 // Bytes of shared memory beside the tiles: sums by thread, and a few numbers a group and channel.
-KDGEN_PLAN std::int64_t norm_scratch_bytes(int pack, int columns_wide) {
+constexpr KDGEN_PLAN std::int64_t norm_scratch_bytes(int pack, int columns_wide) {
   return (static_cast<std::int64_t>(kNormThreads) * pack + 6 * columns_wide) * 4;
 }
 
@@ -68,6 +70,11 @@ constexpr int kLongRun = 64, kShortRun = 32;
 constexpr int kWorth = 16 << 10;     // bytes of a tile that make a block worth its start
 constexpr int kResident = 100 << 10; // two such blocks fit a multiprocessor of sm_90, one of sm_80
 constexpr int kChunk = 32 << 10;
+
+// The widest slab: one row of threads.
+constexpr int kWidestRow = kNormThreads * 16;  // bytes
+static_assert(kResident + norm_scratch_bytes(8, kWidestRow / 2) <= kMostShared,
+              "a block must fit the shared memory of sm_80");
 
 // The fewest groups a slab can have, a divisor's multiple so that all packs are whole.
 inline int groups_at_least(int groups, int width, int pack, int channels) {
@@ -81,14 +88,14 @@ inline Slabs plan(int size, int channels, int first, int groups, int bytes, int 
   const int width = channels / groups, pack = 16 / bytes;
   Slabs s = {size, channels, first, groups, groups, 0, size};
   if (channels % pack || first % pack) return s;
-  const std::int64_t row_limit = kNormThreads * pack;  // at least one row of threads
-  for (int run : {kLongRun, kShortRun, 16}) {
+  const std::int64_t row_limit = kWidestRow / bytes;
+  for (int run : {kLongRun, kShortRun}) {
     const std::int64_t worth = kWorth / (static_cast<std::int64_t>(size) * bytes) + 1;
     std::int64_t wanted = run / bytes;
     if (wanted < worth) wanted = worth < row_limit / 2 ? worth : row_limit / 2;
     s.per_slab = groups_at_least(groups, width, pack, static_cast<int>(wanted));
     const std::int64_t tile = std::int64_t{1} * size * s.per_slab * width * bytes * tiles;
-    if (tile <= kResident || run == kShortRun || tiles == 1) break;
+    if (tile <= kResident || tiles == 1) break;
   }
   const std::int64_t wide = std::int64_t{1} * s.per_slab * width;
   if (wide > row_limit || wide % pack) return s;

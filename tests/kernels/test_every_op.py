@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from kdgen import kernels
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-FAST = ["native", "sdpa", "triton"]
+FAST = ["native", "sdpa", "triton", "cuda"]
 DRAWS = ("philox_uint32", "philox_uniform", "philox_normal")
 DIFFERENTIABLE = (
     kernels.group_norm_silu,
@@ -38,10 +38,9 @@ def cases(op, dtype, device):
 @per_backend
 @per_op()
 def test_backend_is_as_accurate_as_the_reference(
-    op, backend, dtype, device, need, wide, as_accurate
+    op, backend, dtype, device, served, wide, as_accurate
 ):
-    for example in cases(op, dtype, device):
-        need(op, backend, example.args)
+    for example in served(op, backend, cases(op, dtype, device)):
         with kernels.use(backend):
             got = op(*example.args)
         as_accurate(got, op.reference(*example.args), op.reference(*wide(example.args)))
@@ -51,10 +50,9 @@ def test_backend_is_as_accurate_as_the_reference(
 @per_backend
 @per_op(DIFFERENTIABLE)
 def test_gradients_are_as_accurate_as_the_reference(
-    op, backend, dtype, device, need, wide, grads, as_accurate
+    op, backend, dtype, device, served, wide, grads, as_accurate
 ):
-    for example in cases(op, dtype, device):
-        need(op, backend, example.args)
+    for example in served(op, backend, cases(op, dtype, device)):
         generator = torch.Generator().manual_seed(1)
         answer = op.reference(*example.args)
         dy = torch.randn(answer.shape, generator=generator).to(device, dtype)
@@ -69,9 +67,8 @@ def test_gradients_are_as_accurate_as_the_reference(
 
 @per_backend
 @per_op()
-def test_same_call_gives_the_same_bits(op, backend, device, need):
-    for example in op.examples(torch.float32, device):
-        need(op, backend, example.args)
+def test_same_call_gives_the_same_bits(op, backend, device, served):
+    for example in served(op, backend, cases(op, torch.float32, device)):
         with kernels.use(backend):
             assert torch.equal(op(*example.args), op(*example.args))
 
@@ -102,10 +99,9 @@ def test_images_without_pixels_have_zero_weight_gradients(backend, need, grads):
 
 @per_backend
 @per_op()
-def test_an_image_does_not_depend_on_its_batch(op, backend, device, need):
-    for example in op.examples(torch.float32, device):
+def test_an_image_does_not_depend_on_its_batch(op, backend, device, served):
+    for example in served(op, backend, cases(op, torch.float32, device)):
         n = op.reference(*example.args).shape[0]
-        need(op, backend, example.args)
         with kernels.use(backend):
             together = op(*example.args)
             for count in range(1, n):

@@ -57,6 +57,7 @@ namespace emulation {
 
 constexpr int kWarp = 32;
 constexpr std::size_t kStack = 64 << 10;
+constexpr char kPattern = static_cast<char>(0xff);  // shared memory before a block: not-a-number
 constexpr std::size_t kLimit = 227 << 10;  // shared memory a block may have on sm_90
 
 struct Barrier {
@@ -161,6 +162,11 @@ inline void fail(const char* what) {
   std::abort();
 }
 
+// From the start of the memory to that of a block's, which is aligned.
+inline std::size_t offset(const Block& b) {
+  return (128 - reinterpret_cast<std::uintptr_t>(b.memory.data()) % 128) % 128;
+}
+
 inline std::vector<unsigned> turns(unsigned threads) {
   std::vector<unsigned> found(threads);
   for (unsigned t = 0; t < threads; ++t) found[t] = order == 1 ? threads - 1 - t : t;
@@ -174,7 +180,7 @@ inline std::vector<unsigned> turns(unsigned threads) {
 inline void run_block(Block& b, unsigned threads, std::size_t shared,
                       const std::vector<unsigned>& turn) {
   b.barrier = {static_cast<int>(threads), 0, 0};
-  b.memory.assign(shared + 128, static_cast<char>(0xff));
+  b.memory.assign(shared + 256, kPattern);
   for (std::size_t w = 0; w < b.warps.size(); ++w) {
     const unsigned left = threads - static_cast<unsigned>(w) * kWarp;
     b.warps[w].barrier = {static_cast<int>(left < kWarp ? left : kWarp), 0, 0};
@@ -194,6 +200,9 @@ inline void run_block(Block& b, unsigned threads, std::size_t shared,
       left -= f.done;
     }
     if (!moved) fail("threads wait for one another for ever");
+  }
+  for (std::size_t i = shared; i < b.memory.size() - offset(b); ++i) {
+    if (b.memory[offset(b) + i] != kPattern) fail("a write beyond shared memory");
   }
 }
 
@@ -223,8 +232,7 @@ inline void __syncwarp() { emulation::wait(emulation::warp().barrier); }
 namespace kdgen {
 
 inline char* shared_memory() {
-  char* base = emulation::block->memory.data();
-  return base + (128 - reinterpret_cast<std::uintptr_t>(base) % 128) % 128;
+  return emulation::block->memory.data() + emulation::offset(*emulation::block);
 }
 
 inline void copy_behind(void* shared, const void* global, bool live = true) {
@@ -316,7 +324,7 @@ inline void load_turned(std::uint32_t (&r)[4], const void* row) {
 
 }  // namespace kdgen
 
-#include "../../../csrc/math.h"
+#include "../../csrc/math.h"
 
 namespace kdgen {
 
