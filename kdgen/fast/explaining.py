@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -82,13 +82,13 @@ def _algorithms(make: FastGenerator) -> str:
 
 def _kernels(make: FastGenerator) -> str:
     names = [*_USED, *(_WALKED if isinstance(make.program, Walk) else ("to_uint8",))]
-    ops = {op.name: op for op in kernels.OPS}
+    ops: dict[str, kernels.Op[Any, Any]] = {op.name: op for op in kernels.OPS}
     return ", ".join(
         f"{name} {_backend(ops[name], make.dtype, make.device)}" for name in names if name in ops
     )
 
 
-def _backend(op: kernels.Op[..., object], dtype: torch.dtype, device: torch.device) -> str:
+def _backend(op: kernels.Op[Any, Any], dtype: torch.dtype, device: torch.device) -> str:
     """The one that the op's first example in channels last would take."""
     examples = op.examples(dtype, device)
     usual = next((e for e in examples if "last" in e.name), examples[0])

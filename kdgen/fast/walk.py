@@ -36,8 +36,8 @@ class Sampled:
 
 
 class Walk:
-    """A chain, all of whose moves but the last are alike. `step` is one move of it, for whoever captures only that: which move it is arrives
-    as a tensor, `places[k]`."""
+    """A chain. `step` is one move of it, for whoever captures only that: all but the last are alike,
+    and which it is arrives as a tensor, `places[k]`."""
 
     def __init__(
         self, denoiser: Denoiser, chain: Chain, seed: int, dtype: torch.dtype, guidance: float = 1.0
@@ -124,4 +124,3 @@ class Walk:
         """Of the last head."""
         raw: Tensor = self.denoiser.net(x, time.expand(len(x)), label)
         return raw.chunk(self.denoiser.heads, dim=1)[-1]
-
