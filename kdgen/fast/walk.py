@@ -36,8 +36,8 @@ class Sampled:
 
 
 class Walk:
-    """A chain. `step` is one move of it, for whoever captures only that: all but the last are alike,
-    and which it is arrives as a tensor, `places[k]`."""
+    """A chain. `step` is one move, for whoever captures only that: all but the last are alike, and
+    which it is arrives as a tensor, `places[k]`."""
 
     def __init__(
         self, denoiser: Denoiser, chain: Chain, seed: int, dtype: torch.dtype, guidance: float = 1.0
