@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdgen.fold.layers import blocks, replace_weights
+from kdgen.fold.layers import bias_of, blocks, replace_weights
 from kdgen.nets.blocks import Attention, Chain, rescaled
 from kdgen.nets.layers import Pointwise
 from kdgen.nets.unet import UNet
@@ -52,17 +52,16 @@ def fold_attention(net: UNet, *, queries: bool, values: bool) -> int:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(B, C, H, W) each; one head of C channels, scores divided by √C."""
-    tokens = (part.flatten(2).mT[:, None] for part in (q, k, v))  # (B, 1, H·W, C)
-    return F.scaled_dot_product_attention(*tokens)[:, 0].mT.reshape(q.shape)
+    rows, columns, seen = (part.flatten(2).mT[:, None] for part in (q, k, v))  # (B, 1, H·W, C)
+    return F.scaled_dot_product_attention(rows, columns, seen)[:, 0].mT.reshape(q.shape)
 
 
 def _project(like: Attention, queries: bool, values: bool) -> Pointwise:
     weights = list(like.qkv.weight.flatten(1).chunk(3))
-    assert isinstance(like.qkv.bias, Tensor)
-    biases = list(like.qkv.bias.chunk(3))
+    biases = list(bias_of(like.qkv).chunk(3))
     if values:
         out = like.out.weight.flatten(1)
-        weights[2], biases[2] = out @ weights[2], out @ biases[2] + like.out.bias
+        weights[2], biases[2] = out @ weights[2], out @ biases[2] + bias_of(like.out)
     if queries:
         keys = weights[1].mT
         weights[0], biases[0] = keys @ weights[0], keys @ biases[0]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from kdgen.fold.layers import multiply, replace_weights
+from kdgen.fold.layers import bias_of, heads, multiply, replace_weights
 from kdgen.fold.readings import Reading
 from kdgen.nets.resample import Shrink
 from kdgen.nets.unet import UNet
@@ -27,16 +28,18 @@ def fold_input(net: UNet, c_in: float) -> int:
 def fold_output(net: UNet, q: Sequence[float]) -> int:
     """Every head then gives Σ q_k·raw_k, the network's share of x0, in place of its raw images;
     returns the number of heads."""
-    found = [net.conv_out, *(head.conv for head in net.heads)]
-    for conv in found:
-        weights = zip(q, conv.weight.chunk(len(q)), conv.bias.chunk(len(q)), strict=True)
-        parts = [(factor * weight, factor * bias) for factor, weight, bias in weights]
-        weight, bias = parts[0]
-        for more_weight, more_bias in parts[1:]:
-            weight, bias = weight + more_weight, bias + more_bias
+    found = heads(net)
+    for _, conv in found:
+        weight, bias = (_blended(rows, q) for rows in (conv.weight, bias_of(conv)))
         replace_weights(conv, weight, bias)
         conv.out_channels = len(bias)
     return len(found)
+
+
+def _blended(rows: Tensor, q: Sequence[float]) -> Tensor:
+    """Σ q_k·rows_k, of rows (len(q)·C, …)."""
+    parts: Tensor = rows.unflatten(0, (len(q), -1))
+    return torch.tensordot(rows.new_tensor(q), parts, 1)
 
 
 def left(reading: Reading) -> Reading:

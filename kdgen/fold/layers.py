@@ -75,6 +75,18 @@ def blocks(net: nn.Module, kind: type[Kind]) -> list[Kind]:
     return [m for m in net.modules() if isinstance(m, kind)]
 
 
+def heads(net: UNet) -> list[tuple[GroupNorm, nn.Conv2d]]:
+    """The norm and the convolution of every output."""
+    more = [m for m in net.heads if isinstance(m, Head)]
+    return [(net.norm_out, net.conv_out), *((head.norm, head.conv) for head in more)]
+
+
+def bias_of(layer: nn.Module) -> Tensor:
+    """The bias of a layer that has one."""
+    assert isinstance(layer.bias, Tensor)
+    return layer.bias
+
+
 def multiply(layer: nn.Module, weight: float, bias: float) -> None:
     """The weight and the bias of a layer, each by its factor."""
     assert isinstance(layer.weight, Tensor)

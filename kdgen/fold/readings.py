@@ -1,4 +1,4 @@
-"""Any parameterisation as numbers: x0 = p·x_t + q·raw at a time, and a chain of steps as a table."""
+"""Any parameterisation as numbers: x0 = p·x_t + q·raw at a time, a chain of steps as a table."""
 
 from __future__ import annotations
 

@@ -2,26 +2,25 @@
 weights.
 
 The trunk is stored divided by a number c that changes along the way, c·x~ = x, such that a sum
-x' = s·(x + h) is x'~ = x~ + h/c with c' = s·c: the branch's last convolution takes the division, and
-nothing is left to multiply. A norm reads the trunk through its eps: GN(c·x~, eps) = GN(x~, eps/c²).
-A shortcut of 1×1 may change c as it likes. The two halves of a concatenation need one c, since
-groups span the seam: the decoder's blocks, which have such a shortcut, leave their output at the c
-of the skip connection that comes next. Only in front of the first concatenation nothing can be
-chosen, and the last sum of the middle, at the lowest resolution, keeps a factor.
+x' = s·(x + h) is x'~ = x~ + h/c with c' = s·c: the branch's last convolution takes the division,
+and nothing is left to multiply. A norm reads the trunk through its eps: GN(c·x~, eps) =
+GN(x~, eps/c²). A shortcut of 1×1 may change c as it likes. The two halves of a concatenation need
+one c, since groups span the seam: the decoder's blocks, which have such a shortcut, leave their
+output at the c of the skip connection that comes next. Only in front of the first concatenation
+nothing can be chosen, and the last sum of the middle, at the lowest resolution, keeps a factor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from kdgen.fold.layers import multiply
+from kdgen.fold.layers import heads, multiply
 from kdgen.nets.blocks import Attention, ResBlock
 from kdgen.nets.layers import GroupNorm
-from kdgen.nets.resample import Down, Up
+from kdgen.nets.resample import Down, Shrink, Up
 from kdgen.nets.unet import UNet
 
 _Sum = ResBlock | Attention
@@ -64,7 +63,7 @@ class _Walk:
         for chain in self.net.decoder:
             joined = skips.pop() * self.gains[1]
             c = self._run(chain, joined, self._wanted(skips[-1]) if skips else None)
-        for norm in (self.net.norm_out, *(head.norm for head in self.net.heads)):
+        for norm, _ in heads(self.net):
             _reads(norm, c)
 
     def _encode(self) -> list[float]:
@@ -75,7 +74,9 @@ class _Walk:
         for k, chain in enumerate(self.net.encoder):
             c = self._run(chain, c, None)
             if str(k) in self.net.pyramid:
-                multiply(self.net.pyramid[str(k)].conv, image / c, 1 / c)
+                shrink = self.net.pyramid[str(k)]
+                assert isinstance(shrink, Shrink)
+                multiply(shrink.conv, image / c, 1 / c)
                 c = image = c * factor / kept
             skips.append(c)
         self.net.pyramid_scale = kept
@@ -85,21 +86,22 @@ class _Walk:
         """Of the decoder's half of a concatenation, for it to have one c."""
         return skip * self.gains[1] / self.gains[0]
 
-    def _run(self, chain: nn.ModuleList, c: float, wanted: float | None) -> float:
-        for module, out in zip(chain, self._plan(chain, wanted), strict=True):
+    def _run(self, chain: nn.Module, c: float, wanted: float | None) -> float:
+        modules = list(chain.children())
+        for module, out in zip(modules, self._plan(modules, wanted), strict=True):
             c = self._rewrite(module, c, out)
         return c
 
-    def _plan(self, chain: Sequence[nn.Module], wanted: float | None) -> list[float | None]:
+    def _plan(self, modules: list[nn.Module], wanted: float | None) -> list[float | None]:
         """Behind each module: None where it may be what it likes.
 
         Where a c is wanted at the end, the last module that can choose leaves the one from which
         the sums behind it arrive there. When none can choose, the last sum is left with a factor.
         """
-        if not any(_chooses(m) for m in chain):
-            return [None] * (len(chain) - 1) + [wanted]
+        if not any(_chooses(m) for m in modules):
+            return [None] * (len(modules) - 1) + [wanted]
         plan: list[float | None] = []
-        for module in reversed(chain):
+        for module in reversed(modules):
             plan.append(wanted)
             if wanted is not None:
                 wanted = None if _chooses(module) else wanted / self._absorbed(module)
@@ -146,6 +148,5 @@ def _chooses(module: nn.Module) -> bool:
     return isinstance(module, Up | Down)
 
 
-def _reads(norm: nn.Module, c: float) -> None:
-    assert isinstance(norm, GroupNorm)
+def _reads(norm: GroupNorm, c: float) -> None:
     norm.eps /= c * c

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdgen.fold.layers import blocks
+from kdgen.fold.layers import bias_of, blocks
 from kdgen.nets.blocks import ResBlock
 from kdgen.nets.unet import UNet
 
@@ -120,13 +120,12 @@ def _into_weights(block: ResBlock, row: Tensor) -> None:
         block.norm2.bias.mul_(1 + scale).add_(shift)
         block.scale_shift = False
     else:
-        block.conv1.bias.add_(row)
+        bias_of(block.conv1).add_(row)
     block.time = Constant()  # type: ignore[assignment]
 
 
 def _into_table(block: ResBlock, rows: Tensor) -> None:
-    bias = block.conv1.bias
-    assert isinstance(bias, Tensor)
+    bias = bias_of(block.conv1)
     if block.scale_shift:
         block.offset = bias
     else:

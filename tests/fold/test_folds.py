@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from kdgen import fast, fold, nets
 from kdgen.denoiser import Denoiser, Sampling
@@ -22,35 +23,35 @@ TOLERANCE = 1e-10
 MANY = [1.0, 0.25, 0.6]
 
 
-@pytest.mark.parametrize("times", [[1.0], [0.3], MANY], ids=str)
+@pytest.mark.parametrize("times", [[1.0], MANY], ids=str)
 @pytest.mark.parametrize("name", nets.PRESETS)
 def test_all_folds_together_change_no_preset(
     families: Callable[..., Any], error: Callable[..., float], name: str, times: list[float]
 ):
     family = families(name)
     plain = family.denoiser().double()
-    folded = fold.fold(plain, times, folds=fold.KNOWN)
+    folded = fold.fold(plain, times, folds=fold.KNOWN, check=False)
     for t in times:
         assert error(plain, folded, t, family.labels(4)) < TOLERANCE
-        assert error(plain, folded, t, None) < TOLERANCE
 
 
-@pytest.mark.parametrize("times", [[0.7], [1.0, 0.7]], ids=str)
-@pytest.mark.parametrize("name", fold.KNOWN)
-def test_each_fold_alone_changes_nothing(
-    family: Any, error: Callable[..., float], name: str, times: list[float]
+def test_each_fold_alone_changes_nothing(family: Any, error: Callable[..., float]):
+    plain = family.denoiser().double()
+    for name in fold.KNOWN:
+        folded = fold.fold(plain, [0.7], folds=[name], check=False)
+        assert error(plain, folded, 0.7, family.labels(4)) < TOLERANCE, name
+        assert folded.places.keys() == {name}
+
+
+@pytest.mark.parametrize("name", ["ddpm32", "pd64", "edm32", "cud28"])
+def test_any_fold_can_be_left_out(
+    families: Callable[..., Any], error: Callable[..., float], name: str
 ):
+    family = families(name)
     plain = family.denoiser().double()
-    folded = fold.fold(plain, times, folds=[name], check=False)
-    for t in times:
-        assert error(plain, folded, t, family.labels(4)) < TOLERANCE
-
-
-@pytest.mark.parametrize("left_out", fold.ALL)
-def test_any_fold_can_be_left_out(family: Any, error: Callable[..., float], left_out: str):
-    plain = family.denoiser().double()
-    folded = fold.fold(plain, [0.7], folds=set(fold.ALL) - {left_out}, check=False)
-    assert error(plain, folded, 0.7, family.labels(4)) < TOLERANCE
+    for left_out in fold.ALL:
+        folded = fold.fold(plain, [0.7], folds=set(fold.ALL) - {left_out}, check=False)
+        assert error(plain, folded, 0.7, family.labels(2)) < TOLERANCE, left_out
 
 
 PLACES = {  # at one time, of networks with two levels of one block
@@ -158,11 +159,12 @@ def test_images_of_a_folded_network_do_not_depend_on_the_batch(family: Any):
 def test_a_folded_network_never_waits_for_the_device(family: Any):
     for times in ([0.7], MANY):
         folded = fold.fold(family.denoiser(), times, check=False)
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
-            shadow = copy.deepcopy(folded)
-            x_t = fake.from_tensor(torch.empty(4, *folded.shape))
-            label = family.labels(4)
-            said = shadow(x_t, times[0], None if label is None else fake.from_tensor(label))
+        with FakeTensorMode() as fake, torch.no_grad():
+            tensors = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
+            shadows = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
+            x_t = torch.empty(4, *folded.shape)
+            label = None if family.labels(4) is None else torch.zeros(4, dtype=torch.int64)
+            said = functional_call(folded, shadows, (x_t, times[0], label))
             assert said.x0.shape == x_t.shape
 
 

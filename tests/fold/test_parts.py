@@ -97,8 +97,7 @@ def test_only_the_middle_of_the_network_keeps_a_residual_factor(families: Callab
         assert net.facts.skip_gain is None
 
 
-@pytest.mark.parametrize("times", [[1.0], [0.4], [1.0, 0.4]], ids=str)
-@pytest.mark.parametrize("phi", [None, 0.0, 0.3, 1.0])
+@pytest.mark.parametrize("phi", [None, 0.3])
 @pytest.mark.parametrize(
     "facts",
     [
@@ -116,18 +115,26 @@ def test_factors_find_their_way_through_any_network(
     error: Callable[..., float],
     facts: dict[str, Any],
     phi: float | None,
-    times: list[float],
 ):
     shape = {"width": 8, "blocks": 1, "attention": (4,), "norm_eps": 0.1}
     config = nets.UNetConfig(8, **shape | facts, skip_scale=math.sqrt(0.5), skip_gain=phi)
     plain = Denoiser(lively(nets.UNet(config)), Flow(), "velocity", "raw").double().eval()
-    for folds in (["scales"], ["gains"], ["gains", "scales"], fold.ALL):
-        folded = fold.fold(plain, times, folds=folds)
-        for t in times:
-            assert error(plain, folded, t, None) < 1e-10
-    gone = {0.0: [1.0], 1.0: [1.0]}  # a gain of 0 is not divided by
-    expected = phi is not None and len(times) == 1 and times != gone.get(phi)
-    assert bool(folded.places["gains"]) == expected
+    for folds, times in ((["scales"], [0.4]), (["gains"], [0.4]), (fold.ALL, [1.0, 0.4])):
+        folded = fold.fold(plain, times, folds=folds, check=False)
+        assert error(plain, folded, 0.4, None) < 1e-10
+    folded = fold.fold(plain, [0.4], check=False)
+    assert error(plain, folded, 0.4, None) < 1e-10
+    assert bool(folded.places["gains"]) == (phi is not None)
+
+
+@pytest.mark.parametrize(("phi", "t"), [(0.0, 1.0), (1.0, 1.0)])
+def test_a_gain_of_zero_stays(lively: Lively, error: Callable[..., float], phi: float, t: float):
+    config = nets.UNetConfig(8, width=8, mult=(1, 2), skip_scale=math.sqrt(0.5), skip_gain=phi)
+    plain = Denoiser(lively(nets.UNet(config)), Flow(), "velocity", "raw").double().eval()
+    folded = fold.fold(plain, [t], check=False)
+    assert error(plain, folded, t, None) < 1e-10
+    assert folded.places["gains"] == 0
+    assert folded.places["scales"] > 0
 
 
 def test_a_network_without_factors_has_none_to_fold(families: Callable[..., Any]):

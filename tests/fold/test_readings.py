@@ -122,6 +122,6 @@ def test_what_is_not_linear_has_no_reading(monkeypatch: pytest.MonkeyPatch):
         return READERS["x0"](x_t, raw.square(), q)
 
     monkeypatch.setitem(READERS, "bent", bent)
-    with pytest.raises(ValueError, match="'bent' at t = 0.5 is not linear"):
+    with pytest.raises(ValueError, match=r"'bent' at t = 0\.5 is not linear"):
         fold.reading(use(Flow(), "bent"), 0.5)
     assert fold.reading(use(LinearVP(), "x0"), 0.5).x0 == (0.0, 1.0)
