@@ -84,9 +84,10 @@ def entry(
         OSError,
         MemoryError,
         KeyboardInterrupt,
-        *_kernel_refusals(),
+        RuntimeError,
     ) as error:
-        if os.environ.get("KDGEN_DEBUG"):
+        mistake = isinstance(error, RuntimeError) and not _for_want_of_a_kernel(error)
+        if mistake or os.environ.get("KDGEN_DEBUG"):
             raise
         message, code = _verdict(error)
         print(f"kdgen: {message}", file=sys.stderr)
@@ -101,7 +102,7 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KdgenError):
         return f"error: {error}", error.exit_code
-    if isinstance(error, _kernel_refusals()):
+    if _for_want_of_a_kernel(error):
         return f"error: {error}", MissingError.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -137,10 +138,10 @@ def _required(wanted: bool) -> AbstractContextManager[None]:
     return kernels.require()
 
 
-def _kernel_refusals() -> tuple[type[Exception], ...]:
-    """What the kernels raise where fast ones are required; nothing before torch was loaded."""
+def _for_want_of_a_kernel(error: BaseException) -> bool:
+    """Whether fast kernels are required and not there. Without them loaded nobody said so."""
     kernels = sys.modules.get("kdgen.kernels")
-    return () if kernels is None else (kernels.Unavailable,)
+    return kernels is not None and isinstance(error, kernels.Unavailable)
 
 
 def device(name: str) -> torch.device:
