@@ -122,8 +122,8 @@ class Average:
 
     @torch.no_grad()
     def update(self, fault: Tensor) -> None:
-        """Take in new weights, unless `fault`, a scalar on the device, says that the update was left
-        out; buffers are copied."""
+        """Take in new weights, unless `fault`, a scalar on the device, says that the update was
+        left out; buffers are copied."""
         taken = torch.where(fault == 0, self._taken, 0.0)
         weights = [taken.to(x.dtype).expand_as(x) for x in self._mine]
         torch._foreach_lerp_(self._mine, self._theirs, weights)

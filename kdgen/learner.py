@@ -77,7 +77,9 @@ class Learner:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _update(self, parts: Iterable[Batch], size: int, loss: Callable[[Batch], Tensor]) -> Outcome:
+    def _update(
+        self, parts: Iterable[Batch], size: int, loss: Callable[[Batch], Tensor]
+    ) -> Outcome:
         total = torch.zeros((), device=self.device)
         for part in parts:
             share = self._checked(loss(part), part).sum() / size

@@ -17,9 +17,9 @@ from torch import Tensor
 from kdgen.batches import Batches, Source, Taken, check_source, split
 from kdgen.denoiser import Denoiser
 from kdgen.ema import Average
+from kdgen.graph import Driver
 from kdgen.learner import Learner, Outcome
 from kdgen.ledger import Ledger
-from kdgen.graph import Driver
 from kdgen.methods.base import Batch, Method, Nets
 from kdgen.stepper import Stepper
 
@@ -158,6 +158,7 @@ class Loop:
                     due = last or self.done % self.training.save_every == 0
                     self.keeper.after(due=due, last=last)
         finally:
+            self.stepper.renew()  # the graph's memory, which it and the loop keep for each other
             for p, flag in flags:
                 p.requires_grad_(flag)
 

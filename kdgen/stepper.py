@@ -10,7 +10,7 @@ import torch
 
 from kdgen import graph
 from kdgen.batches import Taken
-from kdgen.graph import CaptureError, Captured, Driver
+from kdgen.graph import Captured, CaptureError, Driver
 from kdgen.learner import Outcome
 
 Work = Callable[[Taken], Sequence[Outcome]]

@@ -42,13 +42,15 @@ class Overrides:
     """What train and distill may change of a recipe's training."""
 
     steps: int | None = None
-    """Optimizer updates; default: the recipe's (this and the next four)."""
+    """Optimizer updates; default: the recipe's (this and the next five)."""
     batch: int | None = None
     """Images per update."""
     lr: float | None = None
     """Adam's learning rate."""
     precision: Literal["fp32", "bf16"] | None = None
     """bf16 runs the networks under autocast."""
+    graph: Literal["auto", "on", "off"] | None = None
+    """Replay training steps as a CUDA graph; auto: where that is possible."""
     save_every: int | None = None
     """Steps between checkpoints."""
     seed: int = 0
@@ -112,7 +114,7 @@ def settings(training: Training, args: Overrides) -> Training:
     """The recipe's settings with what the command line replaces."""
     if args.sample_every < 1:
         raise UsageError(f"--sample-every is {args.sample_every}; expected at least 1. Raise it.")
-    names = ("steps", "batch", "lr", "precision", "save_every", "seed")
+    names = ("steps", "batch", "lr", "precision", "graph", "save_every", "seed")
     changes = {n: v for n in names if (v := getattr(args, n)) is not None}
     if "steps" in changes:  # keep the shape of short runs
         changes["warmup"] = min(training.warmup, changes["steps"] // 10)

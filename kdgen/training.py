@@ -32,7 +32,8 @@ class Training:
     clip: largest global gradient norm, None for no limit; precision: "bf16" runs networks under
     autocast, weights stay float32; flip: mirror half of the images; save_every, log_every: in
     steps; skips: this many updates in a row that are not finite stop the run; graph: "on" replays
-    every step but the first of a round as one CUDA graph, "auto" does where that is possible.
+    the steps of a round, after the first three, as one CUDA graph, and "auto" does where that is
+    possible: then Python inside networks and losses (hooks, counters) runs only up to the fourth.
     """
 
     steps: int

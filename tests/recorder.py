@@ -9,8 +9,10 @@ knows no value that Python had: only what lies in memory now.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -52,6 +54,9 @@ class Recorder:
         try:
             with tape:
                 made = work()
+        except Exception as error:  # as from C++, whose frames a traceback does not have
+            error.with_traceback(without_own_frames(error.__traceback__))
+            raise
         finally:
             tape.undo()
             torch.default_generator.set_state(state)
@@ -67,8 +72,8 @@ class Watch(TorchDispatchMode):
         self.places = places
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in WAITS:
-            self.places.append(faults.here())
+        if waits(func, args):
+            self.places.append(faults.here(sys._getframe(1)))
         return func(*args, **(kwargs or {}))
 
 
@@ -77,7 +82,8 @@ class Tape(TorchDispatchMode):
 
     def __init__(self, pool: Any, generators: Sequence[torch.Generator], log: list[str]) -> None:
         super().__init__()
-        self._pool, self._known, self._log = pool, generators, log
+        self._pool, self._log = pool, log
+        self._known = {g._cdata for g in generators}
         self._steps: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self._made: dict[int, Tensor] = {}  # by storage
         self._before: dict[int, tuple[Any, Any]] = {}  # storages that were changed, and a copy
@@ -87,7 +93,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._check(func, kwargs)
+        self._check(func, args, kwargs)
         given, changes = tensors((args, kwargs)), written(func, args, kwargs)
         for x in changes:
             self._save(x)
@@ -100,17 +106,16 @@ class Tape(TorchDispatchMode):
             self._steps.append((func, args, kwargs, fresh))
         return out
 
-    def _check(self, func: Any, kwargs: Any) -> None:
-        name = func.overloadpacket.__name__
-        if name in WAITS:
+    def _check(self, func: Any, args: Any, kwargs: Any) -> None:
+        if waits(func, args):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
-        if name in CONSTANTS:
+        if func.overloadpacket.__name__ in CONSTANTS:
             raise RuntimeError(
                 "Cannot copy between CPU and CUDA tensors during CUDA graph capture unless the CPU "
                 "tensor is pinned."
             )
         generator = kwargs.get("generator")
-        if generator is not None and generator not in self._known:
+        if generator is not None and generator._cdata not in self._known:
             raise RuntimeError(
                 "Attempt to increase offset for a CUDA generator not in capture mode."
             )
@@ -138,6 +143,26 @@ class Tape(TorchDispatchMode):
                 again = [x for x in tensors(out) if address(x) not in old]
                 for mine, new in zip(fresh, again, strict=True):
                     mine.copy_(new)
+
+
+def waits(func: Any, args: Any) -> bool:
+    """Whether this operator needs a value, or as many elements as a mask has."""
+    name = func.overloadpacket.__name__
+    masked = name in ("index", "index_put_", "index_put") and any(
+        x.dtype == torch.bool for x in tensors(args[1])
+    )
+    return masked or name in WAITS
+
+
+def without_own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback that ends above the innermost frames of this file."""
+    links = []
+    while trace is not None:
+        links.append(trace)
+        trace = trace.tb_next
+    last = max(k for k, t in enumerate(links) if t.tb_frame.f_code.co_filename != __file__)
+    links[last].tb_next = None
+    return links[0]
 
 
 def address(x: Tensor) -> int:

@@ -141,13 +141,16 @@ def _check_place(tree: Any, device: torch.device, where: str) -> None:
     for path, x in leaves(tree, ""):
         if isinstance(x, Tensor) and x.device != device:
             raise refusal(
-                where, f"a tensor ({path or 'the output'}) is on {x.device}", f"Move it to {device}."
+                where,
+                f"a tensor ({path or 'the output'}) is on {x.device}",
+                f"Move it to {device}.",
             )
 
 
 def _check_alike(path: str, value: Any, static: Any) -> None:
-    if not isinstance(static, Tensor) or not isinstance(value, Tensor):
-        if value is not static and value != static:
+    tensors = isinstance(static, Tensor), isinstance(value, Tensor)
+    if not all(tensors):
+        if any(tensors) or value != static:
             raise ValueError(
                 f"graph: argument {path} is {value!r}; expected {static!r}, as captured. Capture "
                 "another graph for it."

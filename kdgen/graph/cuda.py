@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -46,7 +47,7 @@ class Cuda:
 
             def noticed(message: Any, *rest: Any, **more: Any) -> None:
                 if "synchronizing CUDA operation" in str(message):
-                    places.append(here())
+                    places.append(here(sys._getframe(1)))
                 else:
                     show(message, *rest, **more)
 

@@ -7,13 +7,14 @@ import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import torch
 
 from kdgen.errors import KdgenError
 
 _HIDDEN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_LIBRARY = ("contextlib.py", "functools.py", "warnings.py")
 
 _WAITS = (
     "the host waits for a value of the device",
@@ -79,13 +80,13 @@ def blamed(trace: TracebackType | None) -> str:
     return _innermost([(f.f_code.co_filename, n) for f, n in traceback.walk_tb(trace)])
 
 
-def here() -> str:
-    """The same of the line that runs now."""
-    return _innermost([(f.f_code.co_filename, n) for f, n in traceback.walk_stack(None)][::-1])
+def here(frame: FrameType | None) -> str:
+    """The same of what runs in this frame."""
+    return _innermost([(f.f_code.co_filename, n) for f, n in traceback.walk_stack(frame)][::-1])
 
 
 def _innermost(lines: list[tuple[str, int]]) -> str:
     for file, number in reversed(lines):
-        if not file.startswith((*_HIDDEN, "<")) and "/contextlib.py" not in file:
+        if not file.startswith((*_HIDDEN, "<")) and Path(file).name not in _LIBRARY:
             return f"{Path(file).name}:{number} `{linecache.getline(file, number).strip()}`"
     return "at an unknown line"

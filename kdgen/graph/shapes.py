@@ -29,9 +29,9 @@ def objection(
     are not looked at, and operators without a shape rule end the search.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(mode):
-        shapes = copy.deepcopy(arguments)
     try:
+        with FakeCopyMode(mode):
+            shapes = copy.deepcopy(arguments)
         with mode:
             call(*shapes)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
