@@ -28,6 +28,7 @@ def explain(make: FastGenerator) -> str:
         "batch": _batch(make),
         "algorithms": _algorithms(make),
         "kernels": _kernels(make),
+        "fell back": _fallbacks(),
     }
     where = f"{make.device}, network in {str(make.dtype)[6:]}, everything else in float32"
     return "\n".join([f"FastGenerator on {where}", *(f"  {k:<11} {v}" for k, v in rows.items())])
@@ -86,6 +87,15 @@ def _kernels(make: FastGenerator) -> str:
     return ", ".join(
         f"{name} {_backend(ops[name], make.dtype, make.device)}" for name in names if name in ops
     )
+
+
+def _fallbacks() -> str:
+    """Kernels that should have run in this process and could not."""
+    lines = [
+        f"{op}: {fall.instead} in place of {missing}, {fall.calls:,} times, {fall.why}"
+        for (op, missing), fall in kernels.fallbacks().items()
+    ]
+    return "; ".join(lines) or "nothing"
 
 
 def _backend(op: kernels.Op[Any, Any], dtype: torch.dtype, device: torch.device) -> str:
