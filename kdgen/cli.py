@@ -119,7 +119,8 @@ def terminable(prog: str) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # clearing away is not interrupted again
-        raise Interrupted(f"{prog}: {signal.Signals(number).name}, stopped; nothing is kept", number)
+        name = signal.Signals(number).name
+        raise Interrupted(f"{prog}: {name}, stopped; nothing is kept", number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

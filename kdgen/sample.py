@@ -45,8 +45,8 @@ class Args:
     seed: int = 0
     """Decides the images, and their classes unless --label is given."""
     batch: int | None = None
-    """Images per batch; halved when memory runs out. Default: 256 on a CPU, and on a GPU a multiple of
-    its processors."""
+    """Images per batch; fewer when memory runs out. Default: 256 on a CPU, a multiple of its
+    processors on a GPU."""
     out: Path = Path("samples.png")
     """.png (a grid), .npz (arr_0 uint8 NHWC), .zip (EDM layout), or a folder (a PNG each)."""
     checkpoint: Path | None = None

@@ -125,7 +125,7 @@ def settings(training: Training, args: Overrides) -> Training:
 def picture(denoiser: Denoiser, path: Path, n: int = 64) -> None:
     """A grid of n samples of seed 0; classes in turn where there are classes."""
     label = torch.arange(n) % denoiser.classes if denoiser.classes else None
-    grid.save_png(grid.grid(FastGenerator(denoiser, batch=n)(n, label=label)), path)
+    grid.save_png(grid.grid(FastGenerator(denoiser, batch=n, tile=n)(n, label=label)), path)
 
 
 def dry_run(

@@ -48,9 +48,7 @@ class Accelerated:
         self._graphs: dict[tuple[int, bool, torch.dtype], Callable[..., Tensor]] = {}
 
     @torch.no_grad()
-    def __call__(
-        self, x: Tensor, label: Tensor | None = None, t: float | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, label: Tensor | None = None, t: float | None = None) -> Tensor:
         """x (B, C, H, W), label (B,) int64 for a conditional network, t one of the times it was
         made for (needed where they are several)."""
         self._check(x, label)
@@ -58,9 +56,7 @@ class Accelerated:
         x = x.contiguous(memory_format=torch.channels_last)
         size = self.batch or len(x)
         parts = [
-            self._part(
-                x[k : k + size], None if label is None else label[k : k + size], place, size
-            )
+            self._part(x[k : k + size], None if label is None else label[k : k + size], place, size)
             for k in range(0, len(x), size)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x.clone()

@@ -63,7 +63,9 @@ def source(module: nn.Module, asked: tuple[float, ...]) -> Source:
     )
 
 
-def _bare(net: UNet, asked: tuple[float, ...]) -> tuple[Denoiser, tuple[float, ...], tuple[float, ...]]:
+def _bare(
+    net: UNet, asked: tuple[float, ...]
+) -> tuple[Denoiser, tuple[float, ...], tuple[float, ...]]:
     """A denoiser whose x0 is the network's output, and whose times are such that the network
     embeds the numbers asked for: `LinearVP`'s indices."""
     if min(asked) <= -1:
@@ -78,9 +80,9 @@ def _bare(net: UNet, asked: tuple[float, ...]) -> tuple[Denoiser, tuple[float, .
 
 def _calls(module: Any, bare: bool) -> Call:
     if not bare:
-        return lambda x, t, label: module(x, t, label).x0  # type: ignore[no-any-return]
+        return lambda x, t, label: module(x, t, label).x0
     if isinstance(module, UNet):
-        return lambda x, t, label: module(x, _time(x, t), label)  # type: ignore[no-any-return]
+        return lambda x, t, label: module(x, _time(x, t), label)
 
     def call(x: Tensor, t: float, label: Tensor | None) -> Tensor:
         answer: Tensor = module(x, _time(x, t), label, return_dict=False)[0]

@@ -1,8 +1,8 @@
 """A sampler as arithmetic: which times the network sees, and what becomes of its output.
 
-Each evaluation is the same fused update, with its own row of a table:
-`x0 = clamp(p·x + q·raw)`, then `x ← a·x + b·x0 + keep·(x before the move) + fresh·noise`. So a chain
-needs no decision on the way, and one captured step, or one captured chain, serves all of it.
+Each evaluation is the same fused update, with its own row of a table: x0 = clamp(p·x + q·raw), then
+x ← a·x + b·x0 + keep·(x before the move) + fresh·noise. So a chain needs no decision on the way,
+and one captured step, or one captured chain, serves all of it.
 """
 
 from __future__ import annotations

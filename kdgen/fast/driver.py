@@ -63,7 +63,8 @@ class CudaStream:
 
     def record(self) -> Event:
         """An event behind all that was submitted so far."""
-        return self.raw.record_event()
+        event: Event = self.raw.record_event()
+        return event
 
     def wait(self, event: Event) -> None:
         """Let all that is submitted from now on run after the event."""

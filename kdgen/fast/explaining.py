@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,7 @@ def explain(make: FastGenerator) -> str:
         "batch": _batch(make),
         "algorithms": _algorithms(make),
         "kernels": _kernels(make),
+        "fell back": _fallbacks(),
     }
     where = f"{make.device}, network in {str(make.dtype)[6:]}, everything else in float32"
     return "\n".join([f"FastGenerator on {where}", *(f"  {k:<11} {v}" for k, v in rows.items())])
@@ -82,13 +83,22 @@ def _algorithms(make: FastGenerator) -> str:
 
 def _kernels(make: FastGenerator) -> str:
     names = [*_USED, *(_WALKED if isinstance(make.program, Walk) else ("to_uint8",))]
-    ops = {op.name: op for op in kernels.OPS}
+    ops: dict[str, kernels.Op[Any, Any]] = {op.name: op for op in kernels.OPS}
     return ", ".join(
         f"{name} {_backend(ops[name], make.dtype, make.device)}" for name in names if name in ops
     )
 
 
-def _backend(op: kernels.Op[..., object], dtype: torch.dtype, device: torch.device) -> str:
+def _fallbacks() -> str:
+    """Kernels that should have run in this process and could not."""
+    lines = [
+        f"{op}: {fall.instead} in place of {missing}, {fall.calls:,} times, {fall.why}"
+        for (op, missing), fall in kernels.fallbacks().items()
+    ]
+    return "; ".join(lines) or "nothing"
+
+
+def _backend(op: kernels.Op[Any, Any], dtype: torch.dtype, device: torch.device) -> str:
     """The one that the op's first example in channels last would take."""
     examples = op.examples(dtype, device)
     usual = next((e for e in examples if "last" in e.name), examples[0])

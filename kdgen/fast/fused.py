@@ -22,7 +22,7 @@ from kdgen.fast.chain import Chain, plan
 from kdgen.fast.driver import Driver, driver_of
 from kdgen.fast.plain import CPU_BATCH, Generator, Labels
 from kdgen.fast.replay import Replay
-from kdgen.fast.ring import Ring, regrouped
+from kdgen.fast.ring import Ring, Tiles, regrouped
 from kdgen.fast.settings import repeatable
 from kdgen.fast.walk import Program, Sampled, Walk
 from kdgen.rows import LANES
@@ -156,7 +156,7 @@ class FastGenerator(Generator):
     def _sizes(self, n: int) -> Iterator[int]:
         return (min(self.batch, n - k) for k in range(0, n, self.batch))
 
-    def _tiled(self, n: int, first: int, labels: Tensor | None) -> Iterator[Tensor]:
+    def _tiled(self, n: int, first: int, labels: Tensor | None) -> Tiles:
         assert self.driver is not None
         shape = self.denoiser.shape
         ring = Ring(self.driver, self._draw, self._compute, self.tile, shape, self.device)

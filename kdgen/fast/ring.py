@@ -7,7 +7,7 @@ size, whatever is asked for, so the same kernels run, and an image's bits depend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from kdgen.fast.driver import Driver, Event, Stream
 # (z (T, C, H, W), label (T,) or None, index (T,)) -> uint8 (T, H, W, C), which the next call may
 # overwrite.
 Compute = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+Tiles = Generator[Tensor, None, None]
 Draw = Callable[[Tensor], Tensor]  # index (T,) -> z (T, C, H, W)
 
 
@@ -47,7 +48,7 @@ class Ring:
     device: torch.device
     places: tuple[_Place, ...] = field(init=False, default=())
 
-    def tiles(self, n: int, first: int, labels: Tensor | None) -> Iterator[Tensor]:
+    def tiles(self, n: int, first: int, labels: Tensor | None) -> Tiles:
         """uint8 (≤ tile, H, W, C) on the host, in order, n images in all; each is the caller's."""
         self.places = tuple(self._place(labels) for _ in range(2))
         work, side = self.driver.current(), self.driver.stream()

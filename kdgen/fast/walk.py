@@ -15,7 +15,6 @@ from torch import Tensor
 from kdgen import kernels, noise, samplers
 from kdgen.denoiser import TIMES, Denoiser, Sampling
 from kdgen.fast.chain import Chain
-from kdgen.fast.update import sized, update, update_uint8
 
 
 class Program(Protocol):
@@ -37,8 +36,8 @@ class Sampled:
 
 
 class Walk:
-    """A chain, all of whose moves but the last are alike. `step` is one move of it, for whoever captures only that: which move it is arrives
-    as a tensor, `places[k]`."""
+    """A chain. `step` is one move, for whoever captures only that: all but the last are alike, and
+    which it is arrives as a tensor, `places[k]`."""
 
     def __init__(
         self, denoiser: Denoiser, chain: Chain, seed: int, dtype: torch.dtype, guidance: float = 1.0
@@ -90,7 +89,7 @@ class Walk:
         before, move = x, self.chain.moves[0]
         for j, evaluation in enumerate(move):
             raw = self._raw(x, label, j, place)
-            x = update(x, raw, self.rows[j], place, self.chain.clip)
+            x = kernels.chain_step(x, raw, self.rows[j], place, self.chain.clip)
             if evaluation.keep:
                 x = x + evaluation.keep * before
         if fresh is not None:
@@ -101,12 +100,12 @@ class Walk:
         """The last move, to bytes."""
         place = self.places[-1]
         raw = self._raw(x, label, 0, place)
-        return update_uint8(x, raw, self.rows[0], place, self.chain.clip)
+        return kernels.chain_step_uint8(x, raw, self.rows[0], place, self.chain.clip)
 
     def _raw(self, x: Tensor, label: Tensor | None, j: int, place: Tensor) -> Tensor:
         """The network's output, guided."""
         time = self.times[j].index_select(0, place.view(1))
-        seen = sized(x, self.sizes[j], place, self.dtype) if self.resized else x.to(self.dtype)
+        seen = self._seen(x, j, place)
         if self.guidance == 1.0:
             return self._output(seen, time, label)
         assert label is not None
@@ -115,8 +114,13 @@ class Walk:
         with_label, without = both.float().chunk(2)
         return torch.lerp(without, with_label, self.guidance)  # reading it is linear
 
+    def _seen(self, x: Tensor, j: int, place: Tensor) -> Tensor:
+        """At the network's size and dtype."""
+        if self.resized:
+            return kernels.scale_input(x, self.sizes[j], place, self.dtype)
+        return x.to(self.dtype)
+
     def _output(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         """Of the last head."""
         raw: Tensor = self.denoiser.net(x, time.expand(len(x)), label)
         return raw.chunk(self.denoiser.heads, dim=1)[-1]
-

@@ -6,7 +6,7 @@ import logging
 import re
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def piped(driver: Any, recorder: Any = None, room: int = 10**9) -> type[FastGene
     """A fast generator on a device that is not there; it has room for so many images at once."""
 
     class Piped(FastGenerator):
-        log: list[int] = []
+        log: ClassVar[list[int]] = []
 
         def _driver(self) -> Driver | None:
             return driver  # type: ignore[no-any-return]
@@ -50,7 +50,9 @@ def piped(driver: Any, recorder: Any = None, room: int = 10**9) -> type[FastGene
 def test_images_are_those_of_the_cpu_path(student: Denoiser, machine: Any):
     make = piped(machine(3))(student, seed=3)
     assert torch.equal(make(70), FastGenerator(student, seed=3)(70))
-    assert torch.equal(make(5, first=33, label=2), FastGenerator(student, seed=3)(5, first=33, label=2))
+    assert torch.equal(
+        make(5, first=33, label=2), FastGenerator(student, seed=3)(5, first=33, label=2)
+    )
     assert make(0).shape == (0, 8, 8, 3)
 
 
@@ -240,8 +242,12 @@ def test_on_a_gpu_bits_do_not_depend_on_the_batch(student: Denoiser, dtype: torc
     model = student.cuda()
     whole = FastGenerator(model, seed=3, dtype=dtype, tile=32)(100)
     for batch in (1, 7, 32, 64, 500):
-        assert torch.equal(FastGenerator(model, seed=3, dtype=dtype, batch=batch, tile=32)(100), whole)
-    assert torch.equal(FastGenerator(model, seed=3, dtype=dtype, tile=32)(10, first=50), whole[50:60])
+        assert torch.equal(
+            FastGenerator(model, seed=3, dtype=dtype, batch=batch, tile=32)(100), whole
+        )
+    assert torch.equal(
+        FastGenerator(model, seed=3, dtype=dtype, tile=32)(10, first=50), whole[50:60]
+    )
 
 
 @pytest.mark.gpu

@@ -164,7 +164,9 @@ def test_the_scheduler_says_what_the_network_predicts(
 ):
     folder = saved(stand_in(**configs["small"]), configs["small"], None)
     (folder / "scheduler").mkdir()
-    told = f'{{"prediction_type": "{prediction}", "num_train_timesteps": 500, "clip_sample": false}}'
+    told = (
+        f'{{"prediction_type": "{prediction}", "num_train_timesteps": 500, "clip_sample": false}}'
+    )
     (folder / "scheduler" / "scheduler_config.json").write_text(told)
     teacher = diffusers.denoiser(folder)
     assert teacher.parameterisation == {"sample": "x0", "v_prediction": "v"}[prediction]
