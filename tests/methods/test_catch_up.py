@@ -498,6 +498,13 @@ def test_a_flow_can_be_sampled_by_every_solver(solver: str):
     torch.testing.assert_close(images, 0.3 + 0.5 * z, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("form", ["residual", "consistency"])
+def test_a_one_step_generator_is_refused(form: str):
+    student = CatchUp().student(teacher()).copy(parameterisation=form)
+    with pytest.raises(ValueError, match=f"read as '{form}'.* Start from the teacher"):
+        CatchUp().check(Nets({"student": student}))
+
+
 @pytest.mark.parametrize(("phi", "gain"), [(0.75, None), (None, 0.75), (0.75, 0.25)])
 def test_a_student_without_its_phi_is_refused(phi: float | None, gain: float | None):
     net = teacher().net.copy(skip_gain=gain)
