@@ -12,6 +12,9 @@ from kdgen import samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.nets import UNet
 
+# Parameterisations of one-step generators: what they say at noise is an image, no posterior mean.
+GENERATORS = ("residual", "consistency")
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.methods.base import Batch, Method, Nets, drops, per_image_mean
+from kdgen.methods.base import GENERATORS, Batch, Method, Nets, drops, per_image_mean
 from kdgen.nets import UNet
 from kdgen.nets.coupling import Coupling, encoder
 from kdgen.schedules import Flow, expand
@@ -190,6 +190,12 @@ class CatchUp(Method):
             raise ValueError(
                 f"CatchUp: the student has {student.heads} outputs; expected {self.heads} for "
                 f"{self.table}. Copy its network with outputs={self.heads}."
+            )
+        form = getattr(student, "parameterisation", None)  # the exact denoisers have none
+        if form in GENERATORS:
+            raise ValueError(
+                f"CatchUp: the student is read as {form!r}, which goes to the image in one step; "
+                "expected a denoiser at every t. Start from the teacher it was made from."
             )
         self._check_phi(student)
 

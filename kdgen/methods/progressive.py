@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from kdgen.denoiser import Denoiser, Guided, Prediction, Predicts, Sampling
-from kdgen.methods.base import Batch, Method, Nets, without_dropout
+from kdgen.methods.base import GENERATORS, Batch, Method, Nets, without_dropout
 from kdgen.methods.errors import check_error, error
 from kdgen.schedules import EDM, NoiseSchedule, expand
 
 GRIDS = ("uniform", "ramp")  # that of n steps is every other time of that of 2n
-# What names a one-step generator rather than a denoiser: its x0 at t is no posterior mean.
-_GENERATORS = ("residual", "consistency")
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def _check_grid(q: NoiseSchedule, grid: str) -> None:
 
 def _check_denoises(role: str, denoiser: Denoiser) -> None:
     kind = getattr(denoiser, "parameterisation", None)  # the exact denoisers have none
-    if kind in _GENERATORS:
+    if kind in GENERATORS:
         raise ValueError(
             f"Progressive: the {role} is read as {kind!r}, which goes to the image in one step; "
             "expected a denoiser at every t. Distil the teacher it was made from."

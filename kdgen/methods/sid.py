@@ -14,15 +14,13 @@ from torch import Tensor
 
 from kdgen.data.augment import LABELS, UNIFORMS, augment
 from kdgen.denoiser import SIGMA_DATA, Denoiser, Prediction, Sampling
-from kdgen.methods.base import Batch, Method, Nets, per_image_mean
+from kdgen.methods.base import GENERATORS, Batch, Method, Nets, per_image_mean
 from kdgen.methods.errors import error
 from kdgen.schedules import EDM, NoiseSchedule
 
 PATHS = ("edm", "teacher")
 # The error each kind of network was trained with, as the weight of `errors.error`. Off EDM's path.
 WEIGHTS = {"eps": "snr", "score": "snr", "x0": "truncated", "both": "truncated"}
-# What is no posterior mean and so has no score: what these say at noise is an image.
-SCORELESS = ("residual", "consistency")
 
 
 @dataclass(frozen=True)
@@ -238,8 +236,8 @@ def _still(*denoisers: Denoiser) -> Iterator[None]:
 def _check_score(teacher: Denoiser) -> None:
     """ValueError where the teacher is itself a one-step generator."""
     form, how = getattr(teacher, "parameterisation", None), teacher.sampling
-    if form in SCORELESS or how.sampler == "few_step" or how.steps == 1:
-        what = f"a {form!r} network" if form in SCORELESS else "a one-step or few-step generator"
+    if form in GENERATORS or how.sampler == "few_step" or how.steps == 1:
+        what = f"a {form!r} network" if form in GENERATORS else "a one-step or few-step generator"
         raise ValueError(
             f"Sid: the teacher is {what}, which says images and no score; expected a diffusion "
             "model. Start from one trained by the method 'diffusion'."

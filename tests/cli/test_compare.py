@@ -13,6 +13,7 @@ from kdgen import budget, checkpoint, compare, contest, nets, recipes, samplers,
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.recipes import Stage
 from kdgen.schedules import EDM, Cosine
+from kdgen.tournament import Kept, Record
 
 Refused = Callable[..., str]
 METHODS = ("digits-denoising-student", "digits-progressive", "digits-reflow")
@@ -85,6 +86,18 @@ def test_a_comparison_is_measured_once_and_written_in_every_form(
             compare.main([*options, *other])
         assert stop.value.code == 2
         assert "measured with another" in capsys.readouterr().err
+
+
+def test_a_kept_model_is_hidden_where_another_takes_as_many_evaluations(tmp_path: Path) -> None:
+    """Middle stages always; a round of the last stage, unless it is a row of its own."""
+    kept = [Kept(1, None, "a", 1, 9.0), Kept(2, 1, "b", 4, 5.0), Kept(2, 2, "b", 1, 7.0)]
+    record = Record(
+        "m", 0, 1, {4: 5.0, 1: 3.0}, [(10, 3.0)], 10, 1.0, None, [{}, {}], {"n": 2}, kept
+    )
+    assert record.hidden() == [kept[0], kept[2]]
+    assert [k.name for k in record.hidden()] == ["stage 1 (a)", "stage 2, round 2 (b)"]
+    record.save(tmp_path / "measured.json")
+    assert Record.load(tmp_path / "measured.json") == record
 
 
 @pytest.mark.parametrize("name", [n for n in recipes.STUDENTS if n.startswith("digits-")])

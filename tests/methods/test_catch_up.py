@@ -491,11 +491,18 @@ def test_fifteen_evaluations_are_eight_intervals():
 
 @pytest.mark.parametrize("solver", ["ddim", "velocity_heun", "dpm", "rk45"])
 def test_a_flow_can_be_sampled_by_every_solver(solver: str):
-    """On Gaussian data, whose flow takes z to m + c·z."""
+    """On Gaussian data, whose flow takes z to m + c·z; Euler's 64 steps shrink it by 1% or so."""
     flow = exact.gaussian(Flow(), SHAPE, 0.3, 0.5)
     z = noise.normal(0, 0, noise.addresses(0, 4), SHAPE)
     images = samplers.sample(flow, z, None, CatchUp(solver=solver, steps=64).sampling(flow))
-    torch.testing.assert_close(images, 0.3 + 0.5 * z, rtol=0, atol=0.03)
+    torch.testing.assert_close(images, 0.3 + 0.5 * z, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("form", ["residual", "consistency"])
+def test_a_one_step_generator_is_refused(form: str):
+    student = CatchUp().student(teacher()).copy(parameterisation=form)
+    with pytest.raises(ValueError, match=f"read as '{form}'.* Start from the teacher"):
+        CatchUp().check(Nets({"student": student}))
 
 
 @pytest.mark.parametrize(("phi", "gain"), [(0.75, None), (None, 0.75), (0.75, 0.25)])
