@@ -77,7 +77,7 @@ class UNet(nn.Module):
             skip = skips.pop()
             if gains is not None:
                 x, skip = x * gains[0].to(x.dtype), skip * gains[1].to(x.dtype)
-            x = chain(torch.cat([x, skip], dim=1), emb)
+            x = chain(x, emb, skip)
         return x
 
     def gains(self, time: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -157,7 +157,7 @@ def _decoder(config: UNetConfig, widths: list[int]) -> nn.ModuleList:
 
 def _smaller(width: int, config: UNetConfig) -> nn.Module:
     if config.resample == "conv":
-        return Down(width, config.init)
+        return Down(width, config.init, config.down_padding)
     return ResBlock(width, width, config, resize="down")
 
 
