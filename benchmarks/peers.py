@@ -37,6 +37,26 @@ def group_norm_silu(
     return F.silu(y) if act else y
 
 
+def bias_residual(x: Tensor, residual: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    y = (x if bias is None else x + bias[:, None, None]) + residual
+    return y if scale == 1 else y.mul_(scale)
+
+
+def scale_input(x: Tensor, c: Tensor, step: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
+    y = (x * c.index_select(0, step.reshape(1))).to(dtype)
+    return F.pad(y, (0, 0, 0, 0, 0, channels - x.shape[1])) if channels > x.shape[1] else y
+
+
+def chain_step(x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float) -> Tensor:
+    p, q, a, b = table.index_select(0, step.reshape(1))[0].unbind()
+    result: Tensor = a * x_t + b * (p * x_t + q * raw).clamp(-clip, clip)
+    return result
+
+
+def chain_step_uint8(x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float) -> Tensor:
+    return to_uint8(chain_step(x_t, raw, table, step, clip))
+
+
 def ddim_update(x_t: Tensor, x0: Tensor, a: Any, b: Any, clip: float | None) -> Tensor:
     result: Tensor = a * x_t + b * (x0 if clip is None else x0.clamp(-clip, clip))
     return result
@@ -65,6 +85,10 @@ def normals(seed: int, stream: int, index: Tensor, size: int) -> Tensor:
 
 OPS: Mapping[str, Callable[..., Tensor]] = {
     "group_norm_silu": group_norm_silu,
+    "bias_residual": bias_residual,
+    "scale_input": scale_input,
+    "chain_step": chain_step,
+    "chain_step_uint8": chain_step_uint8,
     "ddim_update": ddim_update,
     "ddim_update_uint8": ddim_update_uint8,
     "to_uint8": to_uint8,
@@ -72,7 +96,16 @@ OPS: Mapping[str, Callable[..., Tensor]] = {
     "philox_uniform": uniforms,
     "philox_normal": normals,
 }
-SAME_VALUES = ("group_norm_silu", "ddim_update", "ddim_update_uint8", "to_uint8")
+SAME_VALUES = (
+    "group_norm_silu",
+    "bias_residual",
+    "scale_input",
+    "chain_step",
+    "chain_step_uint8",
+    "ddim_update",
+    "ddim_update_uint8",
+    "to_uint8",
+)
 
 
 # ---- networks -------------------------------------------------------------------------------
