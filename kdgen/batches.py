@@ -30,6 +30,18 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What only the host can say of a batch, on the device: each image's position in the run, the
+    fraction of the round done, and what the source holds (None where it holds no such thing)."""
+
+    index: Tensor
+    progress: Tensor
+    x0: Tensor | None
+    z: Tensor | None
+    label: Tensor | None
+
+
+@dataclass(frozen=True)
 class Batches:
     """Batch number k of a method, on a device.
 
@@ -49,50 +61,63 @@ class Batches:
     def __call__(self, k: int, progress: float, phase: int = 0) -> Batch:
         """Batch number k (from 0); `progress` is the fraction of the round done. Every phase has
         draws of its own, and the same images."""
-        first = k * self.size
-        index = noise.addresses(first, self.size, self.device)
-        z, x0, label = self._take(first, index, phase)
-        drawn, count = self.method.draws, self.method.uniforms
-        if z is None:
-            z = self._normal(Stream.TRAIN_Z + (phase << _PHASE), index, "z" in drawn)
-        return Batch(
+        return self.drawn(self.taken(k, progress), phase)
+
+    def taken(self, k: int, progress: float) -> Taken:
+        """The part of batch number k that all phases share."""
+        x0, z, label = self._read(k)
+        return Taken(
+            index=noise.addresses(k * self.size, self.size, self.device),
+            progress=torch.full((), progress, device=self.device),
             x0=x0,
             z=z,
-            eps=self._normal(Stream.TRAIN_EPS + (phase << _PHASE), index, "eps" in drawn),
-            u=noise.uniform(
-                self.seed,
-                Stream.TRAIN_U + (phase << _PHASE),
-                index,
-                count if "u" in drawn else 0,
-            ),
-            progress=torch.full((), progress, device=self.device),
             label=label if self.classes else None,
+        )
+
+    def drawn(self, taken: Taken, phase: int = 0) -> Batch:
+        """The batch of a phase: a function of the tensors of `taken`, without the host."""
+        index, draws = taken.index, self.method.draws
+        z = self._normal(Stream.TRAIN_Z, phase, index, "z" in draws) if taken.z is None else taken.z
+        count = self.method.uniforms if "u" in draws else 0
+        return Batch(
+            x0=self._mirrored(taken.x0, index),
+            z=z,
+            eps=self._normal(Stream.TRAIN_EPS, phase, index, "eps" in draws),
+            u=noise.uniform(self.seed, Stream.TRAIN_U + (phase << _PHASE), index, count),
+            progress=taken.progress,
+            label=self._label(taken, phase),
             index=index,
         )
 
-    def _normal(self, stream: int, index: Tensor, drawn: bool) -> Tensor:
+    def _normal(self, stream: int, phase: int, index: Tensor, drawn: bool) -> Tensor:
         if not drawn:
             return torch.empty(0, device=self.device)
-        return noise.normal(self.seed, stream, index, self.shape)
+        return noise.normal(self.seed, stream + (phase << _PHASE), index, self.shape)
 
-    def _take(
-        self, first: int, index: Tensor, phase: int
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """(z or None, x0, label)."""
+    def _label(self, taken: Taken, phase: int) -> Tensor | None:
+        if self.source is not None or not self.classes:
+            return taken.label
+        stream = Stream.PAIR_LABEL + (phase << _PHASE)
+        return noise.classes(self.seed, stream, taken.index, self.classes)
+
+    def _mirrored(self, x0: Tensor | None, index: Tensor) -> Tensor:
+        if x0 is None:
+            return torch.empty(0, device=self.device)
+        if not self.flip:
+            return x0
+        mirrored = noise.uniform(self.seed, Stream.FLIP, index, 1)[:, 0] < 0.5
+        return torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+
+    def _read(self, k: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(x0, z, label) of batch number k, as far as the source has them."""
         if self.source is None:
-            stream = Stream.PAIR_LABEL + (phase << _PHASE)
-            label = noise.classes(self.seed, stream, index, max(self.classes, 1))
-            return None, torch.empty(0, device=self.device), label
-        which = indices(len(self.source), self.seed, first, self.size)
+            return None, None, None
+        which = indices(len(self.source), self.seed, k * self.size, self.size)
         *z, x0, label = self.source.take(which)
-        x0 = self._here(x0)
-        if self.flip:
-            mirrored = noise.uniform(self.seed, Stream.FLIP, index, 1)[:, 0] < 0.5
-            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
-        return self._here(z[0]) if z else None, x0, None if label is None else self._here(label)
+        return self._here(x0), self._here(z[0]) if z else None, self._here(label)
 
-    def _here(self, x: Tensor) -> Tensor:
-        return x.to(self.device, non_blocking=True)
+    def _here(self, x: Any) -> Tensor | None:
+        return None if x is None else x.to(self.device, non_blocking=True)
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

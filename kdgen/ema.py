@@ -109,16 +109,22 @@ class Average:
         self._mine: list[Tensor] = list(self.denoiser.parameters())
         self._theirs: list[Tensor] = list(source.parameters())
         self._buffers = list(zip(self.denoiser.buffers(), source.buffers(), strict=True))
+        # On the device, so that a graph reads what the host has set before it.
+        self._taken = torch.zeros((), device=self._mine[0].device)
 
     def reset(self) -> None:
         """Start again from the weights followed."""
         self.denoiser.load_state_dict(self._source.state_dict())
 
+    def keep(self, kept: float) -> None:
+        """The share of the average that updates keep from now on."""
+        self._taken.fill_(1 - kept)
+
     @torch.no_grad()
-    def update(self, kept: float, fault: Tensor) -> None:
-        """Take in new weights and keep this share of the average, unless `fault`, a scalar on the
-        device, says that the update was left out; buffers are copied."""
-        taken = torch.where(fault == 0, 1 - kept, 0.0)
+    def update(self, fault: Tensor) -> None:
+        """Take in new weights, unless `fault`, a scalar on the device, says that the update was
+        left out; buffers are copied."""
+        taken = torch.where(fault == 0, self._taken, 0.0)
         weights = [taken.to(x.dtype).expand_as(x) for x in self._mine]
         torch._foreach_lerp_(self._mine, self._theirs, weights)
         for mine, theirs in self._buffers:

@@ -58,6 +58,7 @@ class Learner:
             eps=eps,
             weight_decay=weight_decay,
             fused=True,
+            capturable=self.device.type == "cuda",  # it counts its steps on the device
         )
 
     @property
@@ -71,6 +72,14 @@ class Learner:
     def update(self, parts: Iterable[Batch], size: int, loss: Callable[[Batch], Tensor]) -> Outcome:
         """One step of Adam on the mean loss of `size` images in parts; none if it is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
+        try:
+            return self._update(parts, size, loss)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(
+        self, parts: Iterable[Batch], size: int, loss: Callable[[Batch], Tensor]
+    ) -> Outcome:
         total = torch.zeros((), device=self.device)
         for part in parts:
             share = self._checked(loss(part), part).sum() / size
@@ -84,7 +93,6 @@ class Learner:
         norm = torch.nn.utils.get_total_norm(grads)
         fault = torch.where(total.isfinite(), torch.where(norm.isfinite(), 0, 2), 1)
         self._step(norm, fault)
-        self.optimizer.zero_grad(set_to_none=True)
         return Outcome(total, norm, fault)
 
     def _checked(self, values: Tensor, part: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from kdgen.batches import Batches, Source, check_source, split
+from kdgen.batches import Batches, Source, Taken, check_source, split
 from kdgen.denoiser import Denoiser
 from kdgen.ema import Average
+from kdgen.graph import Driver
 from kdgen.learner import Learner, Outcome
 from kdgen.ledger import Ledger
 from kdgen.methods.base import Batch, Method, Nets
+from kdgen.stepper import Stepper
 
 if TYPE_CHECKING:
     from kdgen.training import Training
@@ -86,12 +88,12 @@ class Loop:
         source: Source | None,
         training: Training,
         device: torch.device | str | None,
+        driver: Driver | None = None,
     ) -> None:
         self.plan, self.training = list(method.rounds()), training
         check_nets(method, len(self.plan), nets)
         # Updates done at the beginning of every round, and after the last.
-        lengths = (max(1, round(training.steps * m.length)) for m in self.plan)
-        self.starts = list(accumulate(lengths, initial=0))
+        self.starts = list(accumulate(method.updates(training.steps), initial=0))
         self.roles, self.phases = tuple(method.roles), tuple(method.phases)
         self.nets = Nets(nets)
         student = self.nets.student
@@ -110,8 +112,10 @@ class Loop:
         self.ledger = Ledger(self.phases, t, self.device)
         self.ledger.rate = self.rate_of
         self.keeper: Saves | None = None
+        self.stepper = Stepper(t.graph, self.device, driver)
         self.done = 0  # updates finished, over all rounds
         self._active: tuple[str, ...] = ()  # the roles being trained
+        self._look()
 
     def _learner(self, roles: tuple[str, ...]) -> Learner:
         t = self.training
@@ -153,6 +157,7 @@ class Loop:
                     due = last or self.done % self.training.save_every == 0
                     self.keeper.after(due=due, last=last)
         finally:
+            self.stepper.renew()  # the graph's memory, which it and the loop keep for each other
             for p, flag in flags:
                 p.requires_grad_(flag)
 
@@ -161,12 +166,10 @@ class Loop:
         r, k, steps = self.place(self.done + 1)
         if k == 0:
             self._begin(r)
-        outcomes = [self._update(phase, p) for p, phase in enumerate(self.phases)]
-        fault = self._fault(outcomes)
-        if self.average is not None:
-            self.average.update(self.training.ema.kept(k + 1, self.training.batch), fault)
-        if self.target is not None:
-            self.target.update(self.plan[r].keeps(k / steps), fault)
+        self._set(r, k, steps)
+        taken = self.batches.taken(self.done, k / steps)
+        with _seeded(_dropout_seed(self.training.seed, self.done, self.phases[0]), self.device):
+            outcomes = self.stepper(partial(self._work, self.plan[r]), taken)
         self.done += 1
         self.ledger.note(self.done, outcomes)
         last = self.done == self.total
@@ -174,27 +177,53 @@ class Loop:
             self.ledger.gauges = self._gauges()
         self.ledger.read(last=last)
 
-    def _fault(self, outcomes: list[Outcome]) -> Tensor:
+    def _set(self, r: int, k: int, steps: int) -> None:
+        """Tell the device what the host decides of an update."""
+        t = self.training
+        for learner in self.learners.values():
+            learner.lr.fill_(t.rate(k, steps))
+        if self.average is not None:
+            self.average.keep(t.ema.kept(k + 1, t.batch))
+        if self.target is not None:
+            self.target.keep(self.plan[r].keeps(k / steps))
+
+    def _work(self, method: Method, taken: Taken) -> tuple[Outcome, ...]:
+        """All that the device does in a step: the same at every step of a round, whatever the
+        numbers in `taken` and those that `_set` has set, so that a graph can stand for it."""
+        outcomes = tuple(
+            self._update(method, phase, self.batches.drawn(taken, p))
+            for p, phase in enumerate(self.phases)
+        )
+        fault = self._fault(outcomes)
+        for average in (self.average, self.target):
+            if average is not None:
+                average.update(fault)
+        return outcomes
+
+    def _fault(self, outcomes: Sequence[Outcome]) -> Tensor:
         """0 if every update of the student was made."""
         roles = (self.plan[0].trained(phase) for phase in self.phases)
         faults = [o.fault for o, r in zip(outcomes, roles, strict=True) if "student" in r]
         return torch.stack(faults).amax() if faults else torch.zeros((), device=self.device)
 
-    def _update(self, phase: str, p: int) -> Outcome:
-        t, (r, k, steps) = self.training, self.place(self.done + 1)
-        method = self.plan[r]
+    def _update(self, method: Method, phase: str, batch: Batch) -> Outcome:
         learner = self.learners["+".join(method.trained(phase))]
         self._activate(learner)
-        learner.lr.fill_(t.rate(k, steps))
-        batch = self.batches(self.done, k / steps, p)
-        with _seeded(_dropout_seed(t.seed, self.done, phase), self.device):
-            return learner.update(
-                split(batch, t.accumulate), t.batch, partial(self._loss, method, phase)
-            )
+        parts = split(batch, self.training.accumulate)
+        loss = partial(self._loss, method, phase, self.nets)
+        return learner.update(parts, self.training.batch, loss)
 
-    def _loss(self, method: Method, phase: str, batch: Batch) -> Tensor:
+    def _loss(self, method: Method, phase: str, nets: Nets, batch: Batch) -> Tensor:
         with self._autocast():
-            return method.loss(phase, self.nets, batch)
+            return method.loss(phase, nets, batch)
+
+    def _look(self) -> None:
+        """Whether a graph could hold the losses of the first round."""
+        if self.stepper.hopeful:
+            taken = self.batches.taken(0, 0.0)
+            for p, phase in enumerate(self.phases):
+                call = partial(self._loss, self.plan[0], phase)
+                self.stepper.look(call, self.nets, self.batches.drawn(taken, p))
 
     def _autocast(self) -> torch.autocast:
         # No cache: a weight cast under no_grad would be reused where gradients are wanted.
@@ -238,6 +267,7 @@ class Loop:
                 if average is not None:
                     average.reset()
         self._set_sampling(r)
+        self.stepper.renew()
 
     def _set_sampling(self, r: int) -> None:
         """The student is sampled the way its round says."""

@@ -27,7 +27,7 @@ from kdgen.checkpoint import Checkpoint, Tensors
 from kdgen.errors import CheckpointError, Interrupted, UsageError
 from kdgen.lock import Lock
 
-FREE = ("log_every", "save_every", "skips")  # settings that do not change what is learned
+FREE = ("log_every", "save_every", "skips", "graph")  # settings that do not change what is learned
 _SECOND = 5.0  # seconds within which a second interrupt means now
 _FAILURES = 3  # saves in a row that may fail before the run stops
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from kdgen import kernels
 
@@ -151,8 +152,9 @@ class NoiseSchedule:
 def _levels(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
     # Kept, so that a loss that walks a sampler's grid computes nothing on the host after its first
     # run: the values are constants of the program, traced or captured.
-    alpha, sigma = schedule.alpha_sigma(torch.tensor([t], dtype=torch.float64, device="cpu"))
-    return alpha.item(), sigma.item()
+    with unset_fake_temporarily():  # real numbers also where all others are only shapes
+        alpha, sigma = schedule.alpha_sigma(torch.tensor([t], dtype=torch.float64, device="cpu"))
+        return alpha.item(), sigma.item()
 
 
 @lru_cache(maxsize=16)

@@ -31,7 +31,9 @@ class Training:
     2019, arXiv:1908.03265, algorithm 2 (by 0 where that is undefined, the first five updates);
     clip: largest global gradient norm, None for no limit; precision: "bf16" runs networks under
     autocast, weights stay float32; flip: mirror half of the images; save_every, log_every: in
-    steps; skips: this many updates in a row that are not finite stop the run.
+    steps; skips: this many updates in a row that are not finite stop the run; graph: "on" replays
+    the steps of a round, after the first three, as one CUDA graph, and "auto" does where that is
+    possible: then Python inside networks and losses (hooks, counters) runs only up to the fourth.
     """
 
     steps: int
@@ -52,6 +54,7 @@ class Training:
     save_every: int = 1000
     log_every: int = 10
     skips: int = 3
+    graph: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         # torch refuses (0, 0.999), and JSON gives a list
@@ -89,6 +92,7 @@ class Training:
             ("decay", ("constant", "linear", "cosine")),
             ("precision", ("fp32", "bf16")),
             ("optimizer", ("adam", "radam")),
+            ("graph", ("auto", "on", "off")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -138,7 +142,8 @@ def fit(
     more. What the caller does with a step happens before that step is saved, so it happens again
     if the process dies between; after a `break`, `run.save()` keeps what has been done since.
 
-    Raises ValueError, UsageError, DataError or CheckpointError before the first step;
+    Raises ValueError, UsageError, DataError, CheckpointError, or CaptureError for graph="on" where
+    that is impossible, before the first step;
     NonFiniteError after `skips` updates in a row whose loss or gradient is not finite (none of them
     touches the weights); Interrupted after a signal.
     """

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -34,6 +34,13 @@ if not HAS_GPU:
         interpreter.install()
 
 
+# Processes that share the tests share the cores, too: threads beyond them cost more than they do.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Under KDGEN_STRICT the compiled part must be there: no test may pass without it."""
     if os.environ.get("KDGEN_STRICT", "").lower() in ("", "0", "off", "false"):
@@ -51,6 +58,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def recorder() -> Any:
+    """A graph driver that records on the CPU; see tests/recorder.py."""
+    spec = importlib.util.spec_from_file_location(
+        "kdgen_tests_recorder", Path(__file__).with_name("recorder.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Recorder()
 
 
 @pytest.fixture
