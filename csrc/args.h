@@ -10,6 +10,7 @@ enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
 // Group norm of x + add, affine, scale and shift, SiLU. Null pointers stand for absent inputs.
 // Images lie one after another; inside one, (channels, size) or, channels last, (size, channels).
+// Channels last, those from `own` on may come from `more`, a tensor of its own.
 struct GroupNorm {
   const void* x;
   const float *weight, *bias;        // (channels)
@@ -19,6 +20,8 @@ struct GroupNorm {
   bool act, channels_last, add_per_image;
   Dtype dtype;
   int threads;
+  const void* more;
+  std::int64_t own;  // channels of x; all of them when there is no more
 };
 
 struct GroupNormForward : GroupNorm {
@@ -29,7 +32,7 @@ struct GroupNormForward : GroupNorm {
 struct GroupNormBackward : GroupNorm {
   const void* dy;
   const float *mean, *rstd;
-  void* dx;
+  void *dx, *dmore;               // like x and more
   float *dweight, *dbias;         // (channels)
   float *dscale, *dshift, *dadd;  // like their inputs; null where those are absent
 };
@@ -50,6 +53,59 @@ struct ToUint8 {
   DdimUpdate step;  // step.x0 null: x_t itself is the image; step.y: the bytes
   std::int64_t channels, size;
   bool channels_last;
+};
+
+// y = (x + bias + residual) * scale; a null bias is none. Layouts as in GroupNorm.
+struct BiasResidual {
+  const void *x, *residual;
+  const float* bias;  // (channels)
+  void* y;
+  float scale;
+  std::int64_t n, channels, size;
+  bool channels_last;
+  Dtype dtype;
+  int threads;
+};
+
+// dx = dy * scale, and dbias its sums over everything but the channels; a null one is not wanted.
+struct BiasResidualBackward {
+  const void* dy;
+  void* dx;
+  float *dbias, *partial;  // (channels), (n, channels)
+  float scale;
+  std::int64_t n, channels, size;
+  bool channels_last;
+  Dtype dtype;
+  int threads;
+};
+
+// Row `step` of a table (steps, 4) of (p, q, a, b): y = a * x_t + b * clamp(p * x_t + q * raw).
+struct ChainStep {
+  const void *x_t, *raw;
+  void* y;  // like x_t, or bytes (n, size, channels)
+  const float* table;
+  const std::int64_t* step;  // clamped to 0 ... steps - 1
+  std::int64_t steps;
+  float clip;  // <= 0: none
+  std::int64_t n, channels, size;
+  std::int64_t raw_channels;  // from one pixel of raw to the next, channels last
+  bool channels_last, bytes;
+  Dtype dtype, raw_dtype;
+  int threads;
+};
+
+// y (n, size, out_channels) = c * x, zeros in the channels that x has not.
+struct ScaleInput {
+  const void* x;
+  void* y;
+  const float* c_each;       // (n), or a table (steps) when `step` is given; null: `c` for all
+  const std::int64_t* step;  // clamped to 0 ... steps - 1
+  std::int64_t steps;
+  float c;
+  std::int64_t n, channels, size, out_channels;
+  bool channels_last;  // x; y always is
+  Dtype dtype, out_dtype;
+  int threads;
 };
 
 enum class Draw : int { words, uniform, normal };
@@ -74,6 +130,10 @@ struct Table {
   void (*group_norm_silu_backward)(const GroupNormBackward&, char* scratch);
   void (*ddim_update)(const DdimUpdate&);
   void (*to_uint8)(const ToUint8&);
+  void (*bias_residual)(const BiasResidual&);
+  void (*bias_residual_backward)(const BiasResidualBackward&);
+  void (*chain_step)(const ChainStep&);
+  void (*scale_input)(const ScaleInput&);
   void (*philox)(const Philox&);
 };
 

@@ -69,16 +69,21 @@ void check(const char* op, const kdgen::GroupNorm& p) {
   require(p.groups > 0 && p.channels % p.groups == 0, op,
           std::to_string(p.channels) + " channels, groups is " + std::to_string(p.groups) +
               "; expected groups to divide channels.");
-  require_pointers(op, p.n * p.channels * p.size > 0, {p.x, p.weight, p.bias});
+  require(p.own == p.channels || (p.channels_last && p.own > 0 && p.own < p.channels), op,
+          "x has " + std::to_string(p.own) + " of " + std::to_string(p.channels) +
+              " channels; expected all, or channels last and more for the rest.");
+  const bool used = p.n * p.channels * p.size > 0;
+  require_pointers(op, used, {p.x, p.weight, p.bias});
+  require_pointers(op, used && p.own < p.channels, {p.more});
 }
 
 bool empty(const kdgen::GroupNorm& p) { return p.n * p.channels * p.size == 0; }
 
 void group_norm_silu_forward(Address x, Address weight, Address bias, Address scale, Address shift,
-                             Address add, Address y, Address mean, Address rstd, std::int64_t n,
-                             std::int64_t channels, std::int64_t size, std::int64_t groups,
-                             float eps, bool act, bool channels_last, bool add_per_image, int dtype,
-                             int threads) {
+                             Address add, Address more, Address y, Address mean, Address rstd,
+                             std::int64_t n, std::int64_t channels, std::int64_t own,
+                             std::int64_t size, std::int64_t groups, float eps, bool act,
+                             bool channels_last, bool add_per_image, int dtype, int threads) {
   constexpr const char* op = "group_norm_silu_forward";
   kdgen::GroupNormForward p;
   static_cast<kdgen::GroupNorm&>(p) = {at<void>(x),
@@ -96,7 +101,9 @@ void group_norm_silu_forward(Address x, Address weight, Address bias, Address sc
                                        channels_last,
                                        add_per_image,
                                        dtype_of(op, dtype),
-                                       threads_of(op, threads)};
+                                       threads_of(op, threads),
+                                       at<void>(more),
+                                       own};
   p.y = at<void>(y);
   p.mean = at<float>(mean);
   p.rstd = at<float>(rstd);
@@ -109,11 +116,12 @@ void group_norm_silu_forward(Address x, Address weight, Address bias, Address sc
 }
 
 void group_norm_silu_backward(Address dy, Address x, Address weight, Address bias, Address mean,
-                              Address rstd, Address scale, Address shift, Address add, Address dx,
-                              Address dweight, Address dbias, Address dscale, Address dshift,
-                              Address dadd, std::int64_t n, std::int64_t channels,
-                              std::int64_t size, std::int64_t groups, bool act, bool channels_last,
-                              bool add_per_image, int dtype, int threads) {
+                              Address rstd, Address scale, Address shift, Address add, Address more,
+                              Address dx, Address dmore, Address dweight, Address dbias,
+                              Address dscale, Address dshift, Address dadd, std::int64_t n,
+                              std::int64_t channels, std::int64_t own, std::int64_t size,
+                              std::int64_t groups, bool act, bool channels_last, bool add_per_image,
+                              int dtype, int threads) {
   constexpr const char* op = "group_norm_silu_backward";
   kdgen::GroupNormBackward p;
   static_cast<kdgen::GroupNorm&>(p) = {at<void>(x),
@@ -131,11 +139,14 @@ void group_norm_silu_backward(Address dy, Address x, Address weight, Address bia
                                        channels_last,
                                        add_per_image,
                                        dtype_of(op, dtype),
-                                       threads_of(op, threads)};
+                                       threads_of(op, threads),
+                                       at<void>(more),
+                                       own};
   p.dy = at<void>(dy);
   p.mean = at<float>(mean);
   p.rstd = at<float>(rstd);
   p.dx = at<void>(dx);
+  p.dmore = at<void>(dmore);
   p.dweight = at<float>(dweight);
   p.dbias = at<float>(dbias);
   p.dscale = at<float>(dscale);
@@ -144,6 +155,7 @@ void group_norm_silu_backward(Address dy, Address x, Address weight, Address bia
   check(op, p);
   if (empty(p)) return;
   require_pointers(op, true, {p.dy, p.mean, p.rstd, p.dx, p.dweight, p.dbias});
+  require_pointers(op, p.own < p.channels, {p.dmore});
   const py::gil_scoped_release released;
   const Scratch scratch(kdgen::table().backward_scratch(p));
   kdgen::table().group_norm_silu_backward(p, scratch.aligned());
@@ -191,6 +203,102 @@ void to_uint8(Address x_t, Address x0, Address y, Address a_each, Address b_each
   kdgen::table().to_uint8(p);
 }
 
+void bias_residual(Address x, Address residual, Address bias, Address y, float scale,
+                   std::int64_t n, std::int64_t channels, std::int64_t size, bool channels_last,
+                   int dtype, int threads) {
+  constexpr const char* op = "bias_residual";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  const kdgen::BiasResidual p = {at<void>(x),
+                                 at<void>(residual),
+                                 at<float>(bias),
+                                 at<void>(y),
+                                 scale,
+                                 n,
+                                 channels,
+                                 size,
+                                 channels_last,
+                                 dtype_of(op, dtype),
+                                 threads_of(op, threads)};
+  if (n * channels * size == 0) return;
+  require_pointers(op, true, {p.x, p.residual, p.y});
+  const py::gil_scoped_release released;
+  kdgen::table().bias_residual(p);
+}
+
+void bias_residual_backward(Address dy, Address dx, Address dbias, Address partial, float scale,
+                            std::int64_t n, std::int64_t channels, std::int64_t size,
+                            bool channels_last, int dtype, int threads) {
+  constexpr const char* op = "bias_residual_backward";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  const kdgen::BiasResidualBackward p = {
+      at<void>(dy), at<void>(dx),  at<float>(dbias),    at<float>(partial),     scale, n, channels,
+      size,         channels_last, dtype_of(op, dtype), threads_of(op, threads)};
+  if (n * channels * size == 0) return;
+  require_pointers(op, true, {p.dy});
+  require_pointers(op, p.dbias != nullptr, {p.partial});
+  const py::gil_scoped_release released;
+  kdgen::table().bias_residual_backward(p);
+}
+
+void chain_step(Address x_t, Address raw, Address y, Address table, Address step,
+                std::int64_t steps, float clip, std::int64_t n, std::int64_t channels,
+                std::int64_t size, std::int64_t raw_channels, bool channels_last, bool bytes,
+                int dtype, int raw_dtype, int threads) {
+  constexpr const char* op = "chain_step";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  require(steps >= 1, op, "steps is " + std::to_string(steps) + "; expected at least 1.");
+  require(raw_channels >= channels, op, "raw has fewer channels than x_t.");
+  const kdgen::ChainStep p = {at<void>(x_t),
+                              at<void>(raw),
+                              at<void>(y),
+                              at<float>(table),
+                              at<std::int64_t>(step),
+                              steps,
+                              clip,
+                              n,
+                              channels,
+                              size,
+                              raw_channels,
+                              channels_last,
+                              bytes,
+                              dtype_of(op, dtype),
+                              dtype_of(op, raw_dtype),
+                              threads_of(op, threads)};
+  if (n * channels * size == 0) return;
+  require_pointers(op, true, {p.x_t, p.raw, p.y, p.table, p.step});
+  const py::gil_scoped_release released;
+  kdgen::table().chain_step(p);
+}
+
+void scale_input(Address x, Address y, Address c_each, Address step, std::int64_t steps, float c,
+                 std::int64_t n, std::int64_t channels, std::int64_t size,
+                 std::int64_t out_channels, bool channels_last, int dtype, int out_dtype,
+                 int threads) {
+  constexpr const char* op = "scale_input";
+  require(n >= 0 && channels >= 0 && size >= 0, op, "a size is negative.");
+  require(out_channels >= channels, op, "the answer has fewer channels than x.");
+  require(!step || (c_each && steps >= 1), op, "a step needs a table of at least 1.");
+  const kdgen::ScaleInput p = {at<void>(x),
+                               at<void>(y),
+                               at<float>(c_each),
+                               at<std::int64_t>(step),
+                               steps,
+                               c,
+                               n,
+                               channels,
+                               size,
+                               out_channels,
+                               channels_last,
+                               dtype_of(op, dtype),
+                               dtype_of(op, out_dtype),
+                               threads_of(op, threads)};
+  if (n * out_channels * size == 0) return;
+  require_pointers(op, true, {p.y});
+  require_pointers(op, channels > 0, {p.x});
+  const py::gil_scoped_release released;
+  kdgen::table().scale_input(p);
+}
+
 void philox(std::uint64_t seed, std::uint32_t stream, Address index, Address out, std::int64_t n,
             std::int64_t size, int draw, int threads) {
   constexpr const char* op = "philox";
@@ -221,5 +329,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("group_norm_silu_backward", &group_norm_silu_backward);
   m.def("ddim_update", &ddim_update);
   m.def("to_uint8", &to_uint8);
+  m.def("bias_residual", &bias_residual);
+  m.def("bias_residual_backward", &bias_residual_backward);
+  m.def("chain_step", &chain_step);
+  m.def("scale_input", &scale_input);
   m.def("philox", &philox);
 }

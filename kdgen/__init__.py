@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdgen.acceleration import accelerate as accelerate
     from kdgen.checkpoint import load as load
     from kdgen.checkpoint import save as save
     from kdgen.denoiser import Denoiser as Denoiser
@@ -35,6 +36,7 @@ _HOMES = {
     "Run": "run",
     "Sampling": "denoiser",
     "Training": "training",
+    "accelerate": "acceleration",
     "fit": "training",
     "generator": "fast",
     "load": "checkpoint",

@@ -7,9 +7,13 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import kdgen
@@ -27,7 +31,7 @@ VERBS = {
     "train": "train a teacher",
     "distill": "distil a teacher into a generator of one or a few steps",
     "sample": "make images",
-    "convert": "turn a pickle of EDM or SiD into a checkpoint",
+    "convert": "turn a model of EDM, SiD or diffusers into a checkpoint",
     "evaluate": "measure images of a model against real ones",
     "compare": "distil one teacher by every method, side by side",
     "demo": "all of it on handwritten digits, with a report",
@@ -72,9 +76,18 @@ def entry(
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        run(parsed)
-    except (KdgenError, ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
-        if os.environ.get("KDGEN_DEBUG"):
+        with _required(getattr(parsed, "require_kernels", False)):
+            run(parsed)
+    except (
+        KdgenError,
+        ValueError,
+        OSError,
+        MemoryError,
+        KeyboardInterrupt,
+        RuntimeError,
+    ) as error:
+        mistake = isinstance(error, RuntimeError) and not _for_want_of_a_kernel(error)
+        if mistake or os.environ.get("KDGEN_DEBUG"):
             raise
         message, code = _verdict(error)
         print(f"kdgen: {message}", file=sys.stderr)
@@ -89,10 +102,46 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KdgenError):
         return f"error: {error}", error.exit_code
+    if _for_want_of_a_kernel(error):
+        return f"error: {error}", MissingError.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}. Choose another place.", 1
     return f"error: {error}", UsageError.exit_code
+
+
+@contextmanager
+def terminable(prog: str) -> Iterator[None]:
+    """SIGTERM raises Interrupted inside, so that what is half done can be cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # clearing away is not interrupted again
+        name = signal.Signals(number).name
+        raise Interrupted(f"{prog}: {name}, stopped; nothing is kept", number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _required(wanted: bool) -> AbstractContextManager[None]:
+    """`--require-kernels`: a fast kernel that is missing is an error."""
+    if not wanted:
+        return nullcontext()
+    from kdgen import kernels
+
+    return kernels.require()
+
+
+def _for_want_of_a_kernel(error: BaseException) -> bool:
+    """Whether fast kernels are required and not there. Without them loaded nobody said so."""
+    kernels = sys.modules.get("kdgen.kernels")
+    return kernels is not None and isinstance(error, kernels.Unavailable)
 
 
 def device(name: str) -> torch.device:

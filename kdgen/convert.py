@@ -3,8 +3,10 @@
 Examples:
   python -m kdgen.convert edm-cifar10-32x32-cond-vp.pkl runs/edm
   python -m kdgen.convert network-snapshot-1.200000-403968.pkl runs/sid --sid
+  python -m kdgen.convert ddpm-cifar10-32 runs/ddpm
 
-Pickles of EDM and SiD are read without running the code in them.
+Pickles of EDM and SiD are read without running the code in them. A folder is a model that diffusers
+saved: a UNet2DModel as safetensors, alone or in a pipeline.
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ from typing import Annotated
 import tyro
 
 from kdgen import checkpoint, cli, foreign
+from kdgen.denoiser import Denoiser
 from kdgen.errors import CheckpointError, UsageError
 from kdgen.foreign import edm
+from kdgen.foreign.diffusers import folder as diffusers
 from kdgen.schedules import EDM
 
 
 @dataclass(frozen=True)
 class Args:
-    """Convert a pickle of EDM or SiD."""
+    """Convert a pickle of EDM or SiD, or a folder of diffusers."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """The .pkl file."""
+    """The .pkl file, or the folder."""
     out: Annotated[Path, tyro.conf.Positional]
     """Directory of the new checkpoint."""
     sid: bool = False
@@ -49,22 +53,33 @@ def run(args: Args) -> None:
             f"--sigma-init {args.sigma_init}: out of range; expected above 0 and at most "
             f"{EDM().sigma_max:g}. SiD uses 2.5."
         )
+    model, card = _folder(args) if args.source.is_dir() else _pickle(args)
+    checkpoint.save(args.out, model, {"source": args.source.name, **card})
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{args.out}: {count:,} parameters, {model.shape}, {model.classes} classes")
+
+
+def _pickle(args: Args) -> tuple[Denoiser, dict[str, str]]:
     try:
         data = args.source.read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"{args.source}: {error.strerror}; expected a .pkl file. Check the path."
+            f"{args.source}: {error.strerror}; expected a .pkl file or a folder. Check the path."
         ) from error
     sampling = edm.one_step(args.sigma_init) if args.sid else edm.usual()
     model = foreign.denoiser(data, str(args.source), sampling)
-    card = {
-        "source": args.source.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "format": "SiD pickle" if args.sid else "EDM pickle",
-    }
-    checkpoint.save(args.out, model, card)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{args.out}: {count:,} parameters, {model.shape}, {model.classes} classes")
+    kind = "SiD pickle" if args.sid else "EDM pickle"
+    return model, {"sha256": hashlib.sha256(data).hexdigest(), "format": kind}
+
+
+def _folder(args: Args) -> tuple[Denoiser, dict[str, str]]:
+    if args.sid:
+        raise UsageError(
+            f"--sid: {args.source} is a folder; expected a pickle of SiD. Leave --sid out."
+        )
+    model = diffusers.denoiser(args.source)
+    data = (diffusers.model_in(args.source) / diffusers.WEIGHTS).read_bytes()
+    return model, {"sha256": hashlib.sha256(data).hexdigest(), "format": "diffusers folder"}
 
 
 if __name__ == "__main__":

@@ -341,13 +341,22 @@ class Denoiser(nn.Module):
         time = TIMES[self.time](self.schedule, t).expand(len(x_t))
         q = Levels(self.schedule, t, x_t)
         more = () if augment is None else (augment,)
-        raw = self.net(self._scaled(x_t, q), time, label, *more)
+        raw = self.net(self.scaled(x_t, q), time, label, *more)
         self._check_heads(x_t, raw)
         wide = torch.promote_types(x_t.dtype, torch.float32)
-        read, x_t = READERS[self.parameterisation], x_t.to(wide)
-        return tuple(read(x_t, head.to(wide), q) for head in raw.chunk(self.heads, dim=1))
+        x_t = x_t.to(wide)
+        return tuple(self.read(x_t, head.to(wide), q) for head in raw.chunk(self.heads, dim=1))
 
-    def _scaled(self, x_t: Tensor, q: Levels) -> Tensor:
+    @property
+    def parts(self) -> int:
+        """How many images the network's raw output has for one head."""
+        return 2 if self.parameterisation == "both" else 1
+
+    def read(self, x_t: Tensor, raw: Tensor, q: Levels) -> Prediction:
+        """What the raw output of one head says: linear in x_t and raw."""
+        return READERS[self.parameterisation](x_t, raw, q)
+
+    def scaled(self, x_t: Tensor, q: Levels) -> Tensor:
         """x_t at the size that the network was made for."""
         size = _SIZES.get(self.parameterisation, _unit_power)
         if size is _unit_power and self.schedule.variance_preserving:
@@ -357,8 +366,7 @@ class Denoiser(nn.Module):
         return x_t / size(q)
 
     def _check_heads(self, x_t: Tensor, raw: Tensor) -> None:
-        heads = self.heads * (2 if self.parameterisation == "both" else 1)
-        expected = (len(x_t), heads * x_t.shape[1], *x_t.shape[2:])
+        expected = (len(x_t), self.heads * self.parts * x_t.shape[1], *x_t.shape[2:])
         if raw.shape != expected:  # broadcasting would hide it
             raise ValueError(
                 f"Denoiser: the network gave {tuple(raw.shape)} for {self.parameterisation!r}; "

@@ -4,9 +4,10 @@ Examples:
   python -m kdgen.sample --fast
   python -m kdgen.sample --fast --n 50000 --out samples.npz --checkpoint runs/student
   python -m kdgen.sample --n 64 --label 3 --seed 7 --out threes.png
+  python -m kdgen.sample --fast --explain --checkpoint runs/student
 
 Without --checkpoint the bundled one-step digits student is used. The images follow from --seed
-alone; --batch only changes the speed.
+alone; --batch only changes the speed. docs/fast.md says what --fast does.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import torch
 from tqdm import tqdm
 
 from kdgen import checkpoint, cli
+from kdgen.background import Background
 from kdgen.denoiser import Denoiser
 from kdgen.errors import UsageError
-from kdgen.fast import Generator, generator
-from kdgen.samplers import LANES
+from kdgen.fast import FastGenerator, Generator, generator
+from kdgen.rows import LANES
 from kdgen.writers import Writer, writer
 
 BUNDLED = Path(__file__).parent / "assets" / "digits-student"
@@ -37,11 +39,14 @@ class Args:
     n: int = 64
     """Number of images."""
     fast: bool = False
-    """Folded time embedding, fused last step; the same images within one grey level."""
+    """Folded network, fused steps, CUDA graphs; the same images within one grey level."""
+    explain: bool = False
+    """With --fast: say what runs, and what falls back and why; make nothing."""
     seed: int = 0
     """Decides the images, and their classes unless --label is given."""
-    batch: int = 256
-    """Images per network call; halved when memory runs out."""
+    batch: int | None = None
+    """Images per batch; fewer when memory runs out. Default: 256 on a CPU, a multiple of its
+    processors on a GPU."""
     out: Path = Path("samples.png")
     """.png (a grid), .npz (arr_0 uint8 NHWC), .zip (EDM layout), or a folder (a PNG each)."""
     checkpoint: Path | None = None
@@ -54,6 +59,8 @@ class Args:
     """Of the network; noise and the final step stay float32."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    require_kernels: bool = False
+    """A fast kernel that is missing or cannot be compiled is an error, exit code 8."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,14 +79,26 @@ def run(args: Args) -> None:
         model, fast=args.fast, seed=args.seed, batch=args.batch, dtype=dtype, steps=args.steps
     )
     labels = make.labels(args.n, label=args.label)  # refuses a bad one before anything is written
-    target = writer(args.out, model.classes)
-    warm_up(make, args.n, labels)
-    try:
-        seconds = _write(make, args.n, labels, target)
-    except BaseException:
-        target.abort()
-        raise
-    print(summary(make, model, args, seconds, device, target.close()))
+    if args.explain:
+        print(explanation(make))
+        return
+    with cli.terminable("sample"):
+        target = Background(writer(args.out, model.classes, args.n))
+        try:
+            make.warm_up(args.n, labels)
+            seconds = _write(make, args.n, labels, target)
+            where = target.close()
+        except BaseException:
+            target.abort()
+            raise
+    print(summary(make, model, args, seconds, device, f"{written(target)} -> {where}"))
+
+
+def explanation(make: Generator) -> str:
+    """What --explain prints."""
+    if not isinstance(make, FastGenerator):
+        raise UsageError("--explain: says what --fast does; expected --fast too. Add it.")
+    return make.explain()
 
 
 def load(path: Path | None, steps: int | None) -> Denoiser:
@@ -95,36 +114,37 @@ def load(path: Path | None, steps: int | None) -> Denoiser:
     return model
 
 
-def warm_up(make: Generator, n: int, labels: torch.Tensor | None) -> None:
-    """A few images that are thrown away, so that loading kernels is not counted as sampling."""
-    count = min(n, LANES)
-    make(count, label=None if labels is None else labels[:count])
-
-
 def _write(make: Generator, n: int, labels: torch.Tensor | None, target: Writer) -> float:
     """Seconds spent generating; writing is not counted."""
     seconds, done = 0.0, 0
     batches = make.batches(n, label=labels)
+    classes = None if labels is None else labels.cpu()
     with tqdm(total=n, desc="sample", unit="image", delay=2, leave=False) as line:
         while done < n:
             begun = time.perf_counter()
             images = next(batches)
             seconds += time.perf_counter() - begun
-            target.add(images, None if labels is None else labels[done : done + len(images)])
+            target.add(images, None if classes is None else classes[done : done + len(images)])
             done += len(images)
             line.update(len(images))
     return seconds
 
 
+def written(target: Background) -> str:
+    """The writer's time, which ran beside the generator's."""
+    stalled = f", {target.waited:.2f} s of it waited for" if target.waited > 0.01 else ""
+    return f"I/O {target.busy:.2f} s{stalled}"
+
+
 def summary(
-    make: Generator, model: Denoiser, args: Args, seconds: float, device: torch.device, where: str
+    make: Generator, model: Denoiser, args: Args, seconds: float, device: torch.device, end: str
 ) -> str:
     """The line that says what was measured."""
     c, h, w = model.shape
     return (
         f"{args.n:,} images {h}x{w}x{c} · NFE {make.nfe or 'adaptive'} · {seconds:.3f} s · "
         f"{args.n / seconds:,.0f} images/s · {cli.device_name(device)} · {args.dtype} · "
-        f"batch {make.batch}{' · fast' if args.fast else ''} · torch {torch.__version__} -> {where}"
+        f"batch {make.batch}{' · fast' if args.fast else ''} · torch {torch.__version__} · {end}"
     )
 
 

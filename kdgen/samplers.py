@@ -11,18 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdgen import kernels, noise, solvers
+from kdgen import adaptive, kernels, noise, solvers
 from kdgen.denoiser import Denoiser, Guided, Prediction, Predicts, Sampling
 from kdgen.schedules import NoiseSchedule
-
-# BLAS libraries sum in another order for fewer rows. Padding every batch to a multiple of this
-# keeps an image's bits independent of the batch it came in.
-LANES = 8
-
-
-def padded(rows: Tensor) -> Tensor:
-    """rows (n, …) with the last one repeated until their number is a multiple of LANES."""
-    return torch.cat([rows, rows[-1:].expand(-len(rows) % LANES, *rows.shape[1:])])
 
 
 def ddim(
@@ -74,7 +65,7 @@ def ancestral(
     for k, (t, s) in enumerate(chain[:-1]):
         guess = _clipped(denoiser(x, t, label), clip)
         alpha, sigma = q.levels(s)
-        fresh = eta * _posterior_deviation(q, t, s)
+        fresh = eta * posterior_deviation(q, t, s)
         kept = math.sqrt(max(0.0, sigma**2 - fresh**2))
         n = noise.normal(seed, noise.Stream.CHURN + k, index, tuple(z.shape[1:])).to(x)
         x = alpha * guess.x0 + kept * guess.eps + fresh * n
@@ -85,7 +76,7 @@ def _clipped(guess: Prediction, clip: float | None) -> Prediction:
     return guess if clip is None else guess.clip(-clip, clip)
 
 
-def _posterior_deviation(q: NoiseSchedule, t: float, s: float) -> float:
+def posterior_deviation(q: NoiseSchedule, t: float, s: float) -> float:
     """Of x_s given x_t and x0. Ho et al. 2020, arXiv:2006.11239, eq. 7, for any alpha and sigma."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = q.levels(t), q.levels(s)
     added = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2  # variance of the noise between s and t
@@ -113,13 +104,7 @@ def heun(
     float64. A time with alpha = 0 has no sigma/alpha, so the grid must start below it.
     """
     q = denoiser.schedule
-    times = [t for t, _ in q.moves(steps, grid)] + [0.0]
-    sigmas = [_ratio(q, t) for t in times]
-    if not math.isfinite(sigmas[0]):
-        raise ValueError(
-            f"heun: alpha is 0 at the first time {times[0]} of {q.name}; expected a finite "
-            "sigma/alpha. Use ddim."
-        )
+    sigmas = heun_sigmas(q, steps, grid)
     index = noise.addresses(0, len(z), z.device) if index is None else index
     y = z.double() * (math.hypot(1.0, sigmas[0]) if q.variance_preserving else sigmas[0])
     for k, (sigma, target) in enumerate(pairwise(sigmas)):
@@ -136,6 +121,18 @@ def heun(
             euler = y + (target - hat) * (slope + second) / 2
         y = euler
     return y.to(z.dtype)
+
+
+def heun_sigmas(q: NoiseSchedule, steps: int, grid: str = "karras") -> list[float]:
+    """sigma/alpha along `heun`'s chain, falling, the last 0. ValueError where the first is
+    infinite."""
+    times = [t for t, _ in q.moves(steps, grid)]
+    if not math.isfinite(first := _ratio(q, times[0])):
+        raise ValueError(
+            f"heun: alpha is 0 at the first time {times[0]} of {q.name}; expected a finite "
+            "sigma/alpha. Use ddim."
+        )
+    return [first, *(_ratio(q, t) for t in times[1:]), 0.0]
 
 
 def few_step(
@@ -196,7 +193,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "few_step": few_step,
     "velocity_heun": solvers.velocity_heun,
     "dpm": solvers.dpm,
-    "rk45": solvers.rk45,
+    "rk45": adaptive.rk45,
 }
 _TWICE = ("heun", "velocity_heun")  # evaluate twice a step, but once in the last
 
@@ -265,7 +262,7 @@ def sample(
     if how.sampler == "dpm":
         return solvers.dpm(guided, z, how.steps, label, grid=how.grid, clip=how.clip)
     if how.sampler == "rk45":
-        return solvers.rk45(guided, z, label)
+        return adaptive.rk45(guided, z, label)
     raise ValueError(
         f"sample: unknown sampler {how.sampler!r}; expected {', '.join(SAMPLERS)}. Pick one."
     )

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -59,30 +59,71 @@ class GridWriter:
 
 class ArrayWriter:
     """`.npz` with `arr_0` uint8 (N, H, W, C), the layout of OpenAI's evaluator, and `labels` int64
-    (N,)."""
+    (N,).
 
-    def __init__(self, path: Path, classes: int = 0) -> None:
-        self.path, self.draft = path, _draft(path)
-        self.images, self.labels = list[Tensor](), list[Tensor]()
+    With the number of images `n` known, they go to the disk as they come, and memory holds their
+    labels alone.
+    """
+
+    def __init__(self, path: Path, classes: int = 0, n: int | None = None) -> None:
+        self.path, self.draft, self.n = path, _draft(path), n
+        self.held, self.labels, self.count = list[Tensor](), list[Tensor](), 0
+        self.archive: zipfile.ZipFile | None = None
+        self.array: IO[bytes] | None = None
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
-        self.images.append(images)
+        self.count += len(images)
         if labels is not None:
             self.labels.append(labels.cpu())
+        if self.n is None:
+            self.held.append(images)
+        else:
+            self._store(images, self.n)
 
     def close(self) -> str:
-        images = _joined(self.images).numpy()
-        labels = {"labels": torch.cat(self.labels).numpy()} if self.labels else {}
         with _aborting(self):
-            with self.draft.open("wb") as file:
-                np.savez(file, allow_pickle=False, arr_0=images, **labels)
+            if not self.count:
+                _joined([])
+            for images in self.held:
+                self._store(images, self.count)
+            if self.n not in (None, self.count):
+                raise ValueError(
+                    f"writer: {self.count:,} images were added; expected {self.n:,}, as announced. "
+                    "Add them all."
+                )
+            assert self.array is not None
+            assert self.archive is not None
+            self.array.close()
+            if self.labels:
+                with self._entry("labels") as file:
+                    np.lib.format.write_array(file, torch.cat(self.labels).numpy())
+            self.archive.close()
             os.replace(self.draft, self.path)
         return str(self.path)
 
     def abort(self) -> None:
-        self.images.clear()
+        self.held.clear()
         self.labels.clear()
-        self.draft.unlink(missing_ok=True)
+        try:
+            for part in (self.array, self.archive):
+                if part is not None:
+                    part.close()
+        finally:
+            self.draft.unlink(missing_ok=True)
+
+    def _store(self, images: Tensor, n: int) -> None:
+        if self.array is None:
+            self.archive = zipfile.ZipFile(self.draft, "w", zipfile.ZIP_STORED)
+            self.array = self._entry("arr_0")
+            shape = (n, *images.shape[1:])
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(self.array, header)
+        self.array.write(images.contiguous().numpy().data)
+
+    def _entry(self, name: str) -> IO[bytes]:
+        """As `numpy.savez` makes it."""
+        assert self.archive is not None
+        return self.archive.open(f"{name}.npy", "w", force_zip64=True)
 
 
 class FolderWriter:
@@ -150,17 +191,18 @@ class ZipWriter:
             self.draft.unlink(missing_ok=True)
 
 
-KINDS: dict[str, Callable[[Path, int], Writer]] = {
-    ".png": GridWriter,
+KINDS: dict[str, Callable[[Path, int, int | None], Writer]] = {
+    ".png": lambda path, classes, n: GridWriter(path, classes),
     ".npz": ArrayWriter,
-    ".zip": ZipWriter,
-    "": FolderWriter,
+    ".zip": lambda path, classes, n: ZipWriter(path, classes),
+    "": lambda path, classes, n: FolderWriter(path, classes),
 }
 
 
-def writer(out: str | Path, classes: int = 0) -> Writer:
+def writer(out: str | Path, classes: int = 0, n: int | None = None) -> Writer:
     """The writer for a name: `.png`, `.npz`, `.zip`, or a folder (no ending); `classes` is how many
-    the labels may name. UsageError when it cannot be made."""
+    the labels may name, `n` how many images will come (an array then needs no room in memory).
+    UsageError when it cannot be made."""
     path = Path(out)
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
@@ -169,11 +211,11 @@ def writer(out: str | Path, classes: int = 0) -> Writer:
             "name. Rename it."
         )
     try:
-        _check_free(path, folder=kind is FolderWriter)
+        _check_free(path, folder=not path.suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return kind(path, classes)
+        return kind(path, classes, n)
     except OSError as error:
         raise UsageError(
             f"sample: --out {path}: {error.strerror}; expected a place that can be written. Choose "

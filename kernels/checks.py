@@ -42,5 +42,14 @@ def dtype(op: str, arg: str, x: Tensor, expected: torch.dtype) -> None:
         raise ValueError(f"{op}: {arg} has dtype {short(x.dtype)}; expected {short(expected)}.")
 
 
+def scalar(op: str, arg: str, x: Tensor, like: Tensor) -> None:
+    """A single int64 on `like`'s device."""
+    dtype(op, arg, x, torch.int64)
+    if x.ndim:
+        raise ValueError(f"{op}: {arg} has shape {tuple(x.shape)}; expected ().")
+    if x.device != like.device:
+        raise ValueError(f"{op}: {arg} is on {x.device}; expected {like.device}, as its partner.")
+
+
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -11,18 +11,20 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from . import fallback, presence
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 VARIABLE = "KDGEN_KERNELS"
-BACKENDS = ("native", "triton", "reference")
+BACKENDS = ("native", "sdpa", "triton", "cuda", "reference")
 
 _chosen: ContextVar[str] = ContextVar("kdgen_kernels", default="")
 _known: dict[str, Op[Any, Any]] = {}
@@ -57,10 +59,17 @@ class Op(Generic[P, R]):
     backends: tuple[Backend, ...]  # in order of preference
     examples: Callable[[torch.dtype, torch.device], list[Example]]
     by_name: dict[str, Backend] = field(init=False)
+    automatic: tuple[Backend, ...] = field(init=False)  # as `backends`, but they may give up
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {b.name: b for b in self.backends})
+        self.arrange()
         _known[self.name] = self
+
+    def arrange(self) -> None:
+        """Puts together what the automatic choice takes; again when a backend has failed."""
+        ready = tuple(_yielding(self, b) if presence.may_fail(b.name) else b for b in self.backends)
+        object.__setattr__(self, "automatic", ready)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.call(*args, **kwargs)
@@ -70,16 +79,28 @@ class Op(Generic[P, R]):
 
     def choose(self, *args: P.args, **kwargs: P.kwargs) -> Backend:
         """The backend this call would run. ValueError when an explicit choice cannot serve it."""
-        return self.pick(self.bind(*args, **kwargs), requested(self.name))
+        return self.pick(self.bind(*args, **kwargs), requested(self.name), _say_nothing)
 
-    def pick(self, args: tuple[Any, ...], wanted: str = "") -> Backend:
-        """As `choose`, for all arguments in order and a backend's name ("" is automatic)."""
+    def pick(
+        self,
+        args: tuple[Any, ...],
+        wanted: str = "",
+        step_in: Callable[[str, str, str], None] = fallback.step_in,
+    ) -> Backend:
+        """As `choose`, for all arguments in order and a backend's name ("" is automatic), about to
+        run. `step_in` hears of a backend (op, missing, instead) that should have."""
         if wanted:
             return self._insist(args, wanted)
-        device = _device(args)
-        for backend in self.backends:
-            if not _stands_back(backend, device) and not backend.serves(*args):
-                return backend
+        device, absent = _device(args), ""
+        for backend in self.automatic:
+            if _stands_back(backend, device):
+                continue
+            if backend.serves(*args):
+                absent = absent or (fallback.missing(self.name, backend.name) and backend.name)
+                continue
+            if absent:
+                step_in(self.name, absent, backend.name)
+            return backend
         raise ValueError(f"{self.name}: no backend serves this call.\n{self._candidates(args)}")
 
     def bind(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -105,7 +126,7 @@ class Op(Generic[P, R]):
         device = _device(args)
         lines = []
         for b in self.backends:
-            if why := b.serves(*args):
+            if why := fallback.missing(self.name, b.name) or b.serves(*args):
                 verdict = f"cannot: {why}"
             elif b.name == taken:
                 verdict = "runs"
@@ -120,13 +141,59 @@ class Op(Generic[P, R]):
 def explain(op: Op[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
     """Which backend a call would run, why, and what the others say; a bad choice is told too."""
     full, wanted = op.bind(*args, **kwargs), requested(op.name)
+    gone: list[str] = []
     try:
-        taken = op.pick(full, wanted).name
+        taken = op.pick(full, wanted, lambda _, missing, __: gone.append(missing)).name
         how = "asked for" if wanted else "first in order of preference that can"
+        how = f"instead of {gone[0]}: {fallback.missing(op.name, gone[0])}" if gone else how
         verdict = f"runs {taken} ({how})"
     except ValueError as error:
         taken, verdict = "", f"refuses: {str(error).splitlines()[0]}"
     return f"{op.name} on {_describe(full)}: {verdict}\n{op._candidates(full, taken)}"
+
+
+def _say_nothing(op: str, missing: str, instead: str) -> None:
+    pass
+
+
+def _yielding(op: Op[Any, Any], backend: Backend) -> Backend:
+    """`backend`, handing over to the next one when it turns out that it cannot be compiled."""
+
+    def run(*args: Any) -> Any:
+        try:
+            return backend.run(*args)
+        except Exception as error:
+            _give_up(op, backend, error)
+        return op.pick(args).run(*args)
+
+    def backward(*args: Any) -> Any:
+        try:
+            return backend.backward(*args)  # type: ignore[misc]
+        except Exception as error:
+            _give_up(op, backend, error)
+        fallback.step_in(op.name, backend.name, fallback.LAST)
+        return op.by_name[fallback.LAST].backward(*args)  # type: ignore[misc]
+
+    serves = backend.serves
+    if why := fallback.missing(op.name, backend.name):
+        serves = lambda *_: why  # noqa: E731
+    return replace(backend, run=run, serves=serves, backward=backend.backward and backward)
+
+
+def _give_up(op: Op[Any, Any], backend: Backend, error: Exception) -> None:
+    """Takes a backend that cannot be compiled off the list; any other error goes on."""
+    why = presence.unusable(backend.name, error)
+    if not why:
+        raise error
+    fallback.fail(op.name, backend.name, why)
+    op.arrange()
+
+
+def retry() -> None:
+    """Gives backends that have failed another chance, and counts from zero."""
+    fallback.forget()
+    for op in _known.values():
+        op.arrange()
 
 
 @contextmanager
@@ -165,8 +232,10 @@ def parse(choice: str, where: str = VARIABLE) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _wanted(choice: str, name: str) -> str:
+    """A backend named for this op, else the one named for all, where this op has it."""
     wanted = parse(choice)
-    return wanted.get(name, wanted.get("", ""))
+    general = wanted.get("", "")
+    return wanted.get(name, general if general in _known[name].by_name else "")
 
 
 def _device(args: tuple[Any, ...]) -> str:

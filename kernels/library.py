@@ -39,6 +39,19 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def learning(op: Any, definition: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs an op without a gradient of its own when one is needed: its definition.
+
+    ValueError when another backend was asked for.
+    """
+    if (wanted := requested(op.name)) not in ("", "reference"):
+        raise ValueError(
+            f"{op.name}: backend {wanted} was asked for but has no gradient; expected no gradient "
+            "to be needed. Call it under torch.no_grad(), or drop the choice."
+        )
+    return definition
+
+
 def requested(name: str) -> str:
     """`dispatch.requested`, decided once when a program is compiled."""
     from .dispatch import requested as ask

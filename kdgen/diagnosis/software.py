@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 
 from kdgen import build
 from kdgen.diagnosis.finding import REINSTALL, Finding, first_line, has, version_of
@@ -56,6 +57,23 @@ def compiled() -> Finding:
     return Finding("compiled", "ok", f"{native.isa} (of {', '.join(native.isas)}), {threads}")
 
 
+def cuda() -> Finding:
+    """The CUDA kernels. Triton's serve the same ops, so that nobody has to have them."""
+    found = build.cuda()
+    if not found.why:
+        return Finding("cuda", "ok", f"kernels for {', '.join(map(_target, found.archs))}")
+    import torch
+
+    fix = found.fix if torch.cuda.is_available() else ""
+    return Finding("cuda", "note", f"no CUDA kernels: {found.why}; Triton's serve GPUs", fix)
+
+
+def _target(arch: str) -> str:
+    """As people say it: "80-real" -> "sm_80", "90-virtual" -> "newer GPUs than sm_90"."""
+    number, _, kind = arch.partition("-")
+    return f"newer GPUs than sm_{number}" if kind == "virtual" else f"sm_{number}"
+
+
 def kernels() -> Finding:
     """Whether the ops import, and what the environment asks of them."""
     try:
@@ -66,6 +84,33 @@ def kernels() -> Finding:
     asked = os.environ.get("KDGEN_KERNELS")
     how = f"KDGEN_KERNELS={asked}" if asked else "chosen automatically"
     return Finding("kernels", "ok", f"{len(kernels.OPS)} ops, backends {how}")
+
+
+def backends() -> Finding:
+    """Every op once, on the CPU and the GPU: who could not run what they should."""
+    import torch
+
+    from kdgen import kernels
+
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what is told here
+        for op in kernels.OPS:
+            for device in devices:
+                try:
+                    op(*op.examples(torch.float32, torch.device(device))[0].args)
+                except kernels.Unavailable as error:
+                    return Finding("backends", "missing", first_line(error), "unset KDGEN_REQUIRE")
+                except ValueError:  # KDGEN_KERNELS asks for what cannot serve; the table says so
+                    continue
+    gone = kernels.fallbacks()
+    if not gone:
+        return Finding("backends", "ok", f"no op falls back on {' or '.join(devices)}")
+    reasons: dict[str, list[str]] = {}
+    for (name, backend), found in gone.items():
+        reasons.setdefault(f"{backend}: {found.why}", []).append(name)
+    texts = [f"{why}; plain torch runs {', '.join(names)}" for why, names in reasons.items()]
+    return Finding("backends", "note", "; ".join(texts))
 
 
 def triton() -> Finding:

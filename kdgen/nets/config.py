@@ -9,12 +9,14 @@ LABELS = ("table", "dense", "linear", "noise")
 RESAMPLES = ("conv", "block", "projected")
 INITS = ("xavier", "xavier_small", "kaiming", "lecun")
 DECODER_ATTENTION = ("every", "last")
+DOWN_PADDINGS = ("after", "around")
 _CHOICES = {
     "waves": WAVES,
     "labels": LABELS,
     "resample": RESAMPLES,
     "init": INITS,
     "decoder_attention": DECODER_ATTENTION,
+    "down_padding": DOWN_PADDINGS,
 }
 
 
@@ -51,6 +53,9 @@ class UNetConfig:
     # How a level changes size: "conv" strided, and nearest neighbour; inside a residual "block",
     # with its shortcut resampled, or also "projected" by a 1×1 convolution.
     resample: str = "conv"
+    # Where a strided convolution sees zeros: "after" (right and below: TensorFlow's SAME, DDPM's) or
+    # "around" the image, as networks born in PyTorch have it.
+    down_padding: str = "after"
     filter: tuple[int, ...] = (1, 1)  # of the resampling inside a block, in both directions
     pyramid: bool = False  # a shrinking copy of the image joins every level of the encoder
     skip_scale: float = 1.0  # of every residual sum: √½ keeps its variance

@@ -10,14 +10,16 @@ from kdgen.nets.layers import conv
 
 
 class Down(nn.Module):
-    """Halve the size: 3×3, stride 2, padded right and below as TensorFlow's SAME does."""
+    """Halve the size: 3×3, stride 2, padded "after" (right and below, as TensorFlow's SAME does) or
+    "around"."""
 
-    def __init__(self, channels: int, init: str = "xavier") -> None:
+    def __init__(self, channels: int, init: str = "xavier", padding: str = "after") -> None:
         super().__init__()
-        self.conv = conv(channels, channels, init, stride=2, padding=0)
+        self.after = padding == "after"
+        self.conv = conv(channels, channels, init, stride=2, padding=int(not self.after))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.after else x)  # type: ignore[no-any-return]
 
 
 class Up(nn.Module):

@@ -28,10 +28,9 @@ def inherit(heir: UNet, source: UNet) -> None:
     keys and values; scale and shift; what comes from below and what comes from the encoder. The
     rest of `heir` stays as it is. Raises ValueError when `source` has been folded.
     """
-    if not isinstance(source.embedding, Embedding):
+    if source.folded:
         raise ValueError(
-            "UNet.copy: the network's embedding was folded away; expected a whole network. "
-            "Copy it before folding."
+            "UNet.copy: the network was folded; expected a whole network. Copy it before folding."
         )
     known = dict(_places(source))
     for place, module in _places(heir):

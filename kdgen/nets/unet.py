@@ -22,6 +22,8 @@ class UNet(nn.Module):
     """(x (B, C, R, R), time (B,), label (B,) int64 or None, augment (B, augments) or None) ->
     (B, outputs·out_channels, R, R), head after head."""
 
+    folded = False  # whether `kdgen.fold` has rewritten it: its parts no longer follow its facts
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.facts = config
@@ -30,7 +32,7 @@ class UNet(nn.Module):
         self.embedding = Embedding(config)
         self.conv_in = conv(config.channels, config.width, config.init)
         self.encoder, widths = _encoder(config)
-        self.pyramid = _pyramid(config)
+        self.pyramid, self.pyramid_scale = _pyramid(config), math.sqrt(0.5)
         deep = config.width * config.mult[-1]
         self.middle = Chain(
             [ResBlock(deep, deep, config), Attention(deep, config), ResBlock(deep, deep, config)]
@@ -52,7 +54,7 @@ class UNet(nn.Module):
     ) -> Tensor:
         emb = self.embedding(time, label, augment)
         x, skips = self._encode(x.to(self.conv_in.weight.dtype), emb)
-        x = self._decode(self.middle(x, emb), skips, emb, self._gains(time))
+        x = self._decode(self.middle(x, emb), skips, emb, self.gains(time))
         y = self.conv_out(self.norm_out(x))
         if not self.heads:
             return y  # type: ignore[no-any-return]
@@ -64,7 +66,7 @@ class UNet(nn.Module):
         for k, chain in enumerate(self.encoder):
             x = chain(x, emb)
             if str(k) in self.pyramid:
-                x = image = rescaled(x + self.pyramid[str(k)](image), math.sqrt(0.5))
+                x = image = rescaled(x + self.pyramid[str(k)](image), self.pyramid_scale)
             skips.append(x)
         return x, skips
 
@@ -75,11 +77,12 @@ class UNet(nn.Module):
             skip = skips.pop()
             if gains is not None:
                 x, skip = x * gains[0].to(x.dtype), skip * gains[1].to(x.dtype)
-            x = chain(torch.cat([x, skip], dim=1), emb)
+            x = chain(x, emb, skip)
         return x
 
-    def _gains(self, time: Tensor) -> tuple[Tensor, Tensor] | None:
-        """2p and 2·(1 − p), p = phi + time·(1 − 2·phi): Shao et al. 2023, arXiv:2305.10769.
+    def gains(self, time: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Of the decoder's and the encoder's half of a concatenation, (B, 1, 1, 1) each: 2p and
+        2·(1 − p), p = phi + time·(1 − 2·phi). Shao et al. 2023, arXiv:2305.10769.
 
         Time is in [0, 1]; phi is the decoder's share of a concatenation at 0, and the encoder's
         at 1.
@@ -95,7 +98,7 @@ class UNet(nn.Module):
 
         What is there in both networks keeps its weights; where it is narrower now, the first
         channels stay, where it is wider, the others are fresh. `transfer.inherit` says more.
-        Raises ValueError for a network whose embedding was folded away.
+        Raises ValueError for a folded network.
         """
         twin = UNet(replace(self.facts, **changes)).to(self.conv_in.weight)
         inherit(twin, self)
@@ -154,7 +157,7 @@ def _decoder(config: UNetConfig, widths: list[int]) -> nn.ModuleList:
 
 def _smaller(width: int, config: UNetConfig) -> nn.Module:
     if config.resample == "conv":
-        return Down(width, config.init)
+        return Down(width, config.init, config.down_padding)
     return ResBlock(width, width, config, resize="down")
 
 

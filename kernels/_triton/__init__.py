@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import subprocess
 from functools import cache
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -40,6 +41,44 @@ def unable_on(device: torch.device) -> str:
     if device.type == "cuda" or (device.type == "cpu" and interpreted()):
         return ""
     return f"the tensor is on {device.type}; expected cuda (or cpu under TRITON_INTERPRET=1)"
+
+
+# Texts of RuntimeErrors by which triton and the driver say that a kernel cannot be built or loaded.
+_TOOLS = (
+    "PassManager::run failed",
+    "Failed to find C compiler",
+    "Cannot find ptxas",
+    "active drivers",
+    "no kernel image is available",
+    "unsupported toolchain",
+    "device kernel image is invalid",
+)
+
+
+def unusable(error: Exception) -> str:
+    """Why a kernel could not be compiled or launched, if that is what `error` says; "" otherwise.
+
+    Whatever the running kernel did wrong (an illegal address) and memory that ran out are no such
+    errors.
+    """
+    import triton
+
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    if isinstance(error, triton.errors.TritonError):
+        return text
+    if type(error) is RuntimeError and any(part in str(error) for part in _TOOLS):
+        return text
+    # A compiler that is not there, or no place for what it makes; ours do no such thing.
+    outside = isinstance(error, OSError | ImportError | subprocess.SubprocessError | AssertionError)
+    return text if outside and _within_triton(error.__traceback__) else ""
+
+
+def _within_triton(trace: TracebackType | None) -> bool:
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "triton":
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def load(op: str) -> ModuleType:

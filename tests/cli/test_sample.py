@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from kdgen import checkpoint, data, sample
+from kdgen.background import Background
 
 
 def pixels(path: Path, student: Path, *options: str) -> np.ndarray:
@@ -109,3 +111,46 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, student: Path, refused) -
     said = refused(sample.main, ["--checkpoint", str(model), "--out", str(tmp_path / "x.png")], 4)
     assert "model.safetensors" in said
     assert not (tmp_path / "x.png").exists()
+
+
+def test_explain_says_what_runs_and_makes_nothing(
+    tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.npz"
+    options = ["--checkpoint", str(student), "--out", str(out), "--device", "cpu"]
+    sample.main([*options, "--fast", "--explain"])
+    assert "CUDA graph  none: the device is cpu" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_explain_is_of_the_fast_path(student: Path, refused) -> None:  # type: ignore[no-untyped-def]
+    said = refused(sample.main, ["--checkpoint", str(student), "--explain"], 2)
+    assert "expected --fast too" in said
+
+
+def test_the_time_of_writing_is_told_apart(
+    tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels(tmp_path / "a.npz", student)
+    assert re.search(r"images/s · .* · I/O \d+\.\d\d s -> .*a\.npz", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.zip", "folder"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_signal_leaves_nothing_half_written(  # type: ignore[no-untyped-def]
+    tmp_path: Path, student: Path, monkeypatch, refused, name: str, number: int
+) -> None:
+    real = Background.add
+
+    def add(self: Background, images, labels) -> None:  # type: ignore[no-untyped-def]
+        real(self, images, labels)
+        assert any(p.name.startswith(".tmp-") for p in tmp_path.iterdir()) or name == "a.npz"
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(Background, "add", add)
+    before = signal.getsignal(signal.SIGTERM)
+    options = ["--n", "20", "--batch", "8", "--out", str(tmp_path / name)]
+    said = refused(sample.main, ["--checkpoint", str(student), *options], 128 + number)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert number == signal.SIGINT or "SIGTERM, stopped; nothing is kept" in said

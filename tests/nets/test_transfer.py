@@ -157,5 +157,5 @@ def test_random_frequencies_go_along(lively: Lively, small: Small):
 
 def test_a_folded_network_is_refused(small: Small):
     folded = fold.tabulate(Denoiser(UNet(small("ddpm32")), Cosine(), "v"), [1.0])
-    with pytest.raises(ValueError, match="embedding was folded away"):
+    with pytest.raises(ValueError, match="the network was folded"):
         folded.net.copy(dropout=0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdgen import fast, fold, nets, samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.nets import exact
-from kdgen.schedules import EDM, Cosine, Flow, LinearVP, NoiseSchedule
+from kdgen.schedules import EDM, Cosine, LinearVP, NoiseSchedule
 
 Lively = Callable[..., nn.Module]
 
@@ -60,46 +60,12 @@ def test_folding_keeps_the_classes(denoiser: Callable[..., Denoiser]):
     torch.testing.assert_close(folded(images(4), t, label).x0, expected, rtol=1e-10, atol=1e-10)
 
 
-FAMILIES = {  # as each is used
-    "ddpm32": (LinearVP(), "eps", "index"),
-    "pd64": (Cosine(), "both", "angle"),
-    "edm32": (EDM(), "edm", "log_sigma"),
-    "edm32-cond": (EDM(), "edm", "log_sigma"),
-    "adm64": (EDM(), "edm", "log_sigma"),
-    "ncsnpp32": (EDM(), "consistency", "log_sigma"),
-    "rf32": (Flow(), "velocity", "thousandths"),
-    "cud28": (Flow(), "velocity", "raw"),
-}
-
-
-def tiny(name: str) -> nets.UNetConfig:
-    base = nets.PRESETS[name]
-    return replace(
-        base,
-        resolution=8,
-        channels=3,
-        width=16,
-        mult=(1, 2),
-        blocks=1,
-        attention=(4,),
-        classes=min(base.classes, 3),
-        head_width=base.head_width and 8,
-        skip_gain=0.75 if name == "cud28" else None,
-        outputs=2 if name == "cud28" else 1,
-    )
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_of_networks_folds(lively: Lively, name: str):
-    plain = Denoiser(lively(nets.UNet(tiny(name))), *FAMILIES[name]).double().eval()
+def test_every_family_of_networks_loses_its_embedding(family: Any, error: Callable[..., float]):
+    plain = family.denoiser().double()
     times = [1.0, 0.25, 0.6]
     folded = fold.tabulate(plain, times)
-    label = torch.tensor([2, 0, -1, 1]) if plain.classes else None
     for t in times:
-        expected, said = (d.outputs(images(4), t, label) for d in (plain, folded))
-        for one, other in zip(said, expected, strict=True):
-            error = (one.x0 - other.x0).abs().max() / other.x0.abs().max()
-            assert error < 1e-10
+        assert error(plain, folded, t, family.labels(4)) < 1e-10
     t = torch.tensor([0.6, 1.0, 0.25, 0.6], dtype=torch.float64)  # one time for each image
     expected = plain(images(4), t).x0
     torch.testing.assert_close(folded(images(4), t).x0, expected, rtol=1e-10, atol=1e-10)
@@ -108,10 +74,8 @@ def test_every_family_of_networks_folds(lively: Lively, name: str):
     assert all(m.bias is None for n, m in folded.net.named_modules() if n.endswith("conv1"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_images_of_a_folded_network_do_not_depend_on_the_batch(lively: Lively, name: str):
-    how = Sampling("ddim", 2, clip=1.0)
-    student = Denoiser(lively(nets.UNet(tiny(name))), *FAMILIES[name], sampling=how)
+def test_images_of_a_tabulated_network_do_not_depend_on_the_batch(family: Any):
+    student = family.denoiser(Sampling("ddim", 2, clip=1.0))
     make = fast.FastGenerator(student, seed=3, batch=64)
     whole = make(11)
     assert whole.float().std() > 20  # pictures, not grey
@@ -121,8 +85,8 @@ def test_images_of_a_folded_network_do_not_depend_on_the_batch(lively: Lively, n
     assert (whole.int() - plain.int()).abs().max() <= 1
 
 
-def test_a_folded_network_knows_no_augmentations(lively: Lively):
-    plain = Denoiser(lively(nets.UNet(tiny("edm32"))), EDM(), "edm").eval()
+def test_a_folded_network_knows_no_augmentations(families: Callable[..., Any]):
+    plain = families("edm32").denoiser()
     folded = fold.tabulate(plain, [1.0])
     z = images(2, torch.float32)
     expected = plain(z, 1.0, augment=torch.zeros(2, 9)).x0

@@ -1,21 +1,18 @@
-"""Run a generator: noise in by address, uint8 images out, as fast as the machine allows."""
+"""The plain generator: what `--fast` is measured against, and the bookkeeping both share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kdgen import fold, kernels, noise, samplers
-from kdgen.denoiser import Denoiser, Guided, Sampling
-from kdgen.errors import MemoryLimitError
-from kdgen.samplers import LANES
+from kdgen import kernels, noise, samplers
+from kdgen.denoiser import Denoiser, Sampling
+from kdgen.fast import memory
+from kdgen.rows import LANES, padded
 
-CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # how torch's message about it begins
-
-MOST_ROWS = 4096  # of a folded table: beyond, it outgrows the network it is to speed up
+CPU_BATCH = 256
 
 Labels = int | Sequence[int] | Tensor | None
 
@@ -26,7 +23,8 @@ class Generator:
     The images do not depend on `batch`: on one CPU and dtype they are equal to the bit. `dtype` is
     the network's (float32, bfloat16, float16); noise, steps and the final combination are float32.
     `how` defaults to the denoiser's own sampling. Without labels, a conditional denoiser draws a
-    class for every image.
+    class for every image. `batch` is at most so many images a network call; None is a good number
+    for the device.
     """
 
     def __init__(
@@ -34,19 +32,20 @@ class Generator:
         denoiser: Denoiser,
         *,
         seed: int = 0,
-        batch: int = 256,
+        batch: int | None = None,
         dtype: torch.dtype = torch.float32,
         how: Sampling | None = None,
     ) -> None:
-        if batch < 1:
+        if batch is not None and batch < 1:
             raise ValueError(
                 f"Generator: batch is {batch}; expected at least 1. Ask for one or more."
             )
         if seed < 0:
             raise ValueError(f"Generator: seed is {seed}; expected 0 or more. Change it.")
-        self.seed, self.batch, self.dtype = seed, batch, dtype
         self.how = how or denoiser.sampling
         self.device = next(denoiser.parameters()).device
+        self.seed, self.batch, self.dtype = seed, batch or self._usual_batch(), dtype
+        self._said = ""  # by the allocator, when it last refused
         self.denoiser = self._prepare(denoiser)
 
     @property
@@ -109,10 +108,22 @@ class Generator:
             )
         return wanted
 
+    def warm_up(self, n: int, label: Labels = None) -> None:
+        """Make a few of n images, so that loading kernels is not counted as sampling."""
+        self._first(min(n, LANES), label)
+
+    def _first(self, count: int, label: Labels) -> None:
+        some = label[:count] if isinstance(label, Tensor) and label.dim() else label
+        for _ in self.batches(count, label=some):
+            pass
+
     def _prepare(self, denoiser: Denoiser) -> Denoiser:
         copy = denoiser.copy().eval().requires_grad_(False)
         copy.net.to(self.dtype)
         return copy
+
+    def _usual_batch(self) -> int:
+        return CPU_BATCH
 
     def _try(self, first: int, count: int, label: Tensor | None) -> Tensor | None:
         """None when memory ran out; deciding outside the `except` lets the failed frames go
@@ -120,78 +131,28 @@ class Generator:
         try:
             return self._images(first, count, label)
         except RuntimeError as error:
-            # torch has a type of its own for GPUs only.
-            if not isinstance(error, torch.OutOfMemoryError) and CPU_OUT_OF_MEMORY not in str(
-                error
-            ):
+            if not memory.ran_out(error):
                 raise
+            self._said = str(error)
             return None
 
     def _shrink(self, count: int) -> None:
         if count <= LANES:  # smaller batches are padded to as much
-            raise MemoryLimitError(
-                f"sample: {LANES} images do not fit on {self.device} in {self.dtype}; expected "
-                "room for them. Free memory, use --dtype bf16, or sample on the CPU."
-            )
+            raise memory.refusal(LANES, self.device, self.dtype, self._said)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.batch = max(LANES, count // 2)
 
     @torch.inference_mode()
     def _images(self, first: int, count: int, label: Tensor | None) -> Tensor:
-        index = samplers.padded(noise.addresses(first, count, self.device))
+        index = padded(noise.addresses(first, count, self.device))
         z = noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
-        label = None if label is None else samplers.padded(label)
+        label = None if label is None else padded(label)
         return self._sample(z, label, index)[:count].cpu()
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
         images = samplers.sample(self.denoiser, z, label, self.how, seed=self.seed, index=index)
         return kernels.to_uint8(images)
-
-
-class FastGenerator(Generator):
-    """The same images within one grey level, faster.
-
-    The time embedding becomes tables (`fold.tabulate`) and the last DDIM step writes uint8.
-    """
-
-    def _prepare(self, denoiser: Denoiser) -> Denoiser:
-        times = samplers.sampled_times(denoiser.schedule, self.how)
-        if times is not None and len(times) * (denoiser.classes + 1) <= MOST_ROWS:
-            denoiser = fold.tabulate(denoiser, sorted(set(times)))
-        return super()._prepare(denoiser)
-
-    def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
-        how = self.how
-        if how.sampler != "ddim":
-            return super()._sample(z, label, index)
-        z = z.contiguous(memory_format=torch.channels_last)
-        guided = self.denoiser if how.guidance == 1.0 else Guided(self.denoiser, how.guidance)
-        return samplers.ddim(
-            guided,
-            z,
-            how.steps,
-            label,
-            grid=how.grid,
-            clip=how.clip,
-            last=kernels.ddim_update_uint8,
-        )
-
-
-def generator(
-    denoiser: Denoiser,
-    *,
-    fast: bool = True,
-    seed: int = 0,
-    batch: int = 256,
-    dtype: torch.dtype = torch.float32,
-    steps: int | None = None,
-) -> Generator:
-    """The fast or the plain generator of a denoiser; `steps` replaces the number of steps it is
-    meant to take."""
-    how = denoiser.sampling if steps is None else replace(denoiser.sampling, steps=steps)
-    kind = FastGenerator if fast else Generator
-    return kind(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)
 
 
 def _shown(label: object) -> str:

@@ -1,0 +1,9 @@
+#pragma once
+
+#include "args.h"
+#include "target.h"
+
+KDGEN_BEGIN
+void bias_residual(const BiasResidual&);
+void bias_residual_backward(const BiasResidualBackward&);
+KDGEN_END
