@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,7 +42,7 @@ def _first(n: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
     batch = len(first)
     return tuple(
         a[:n].clone(memory_format=torch.preserve_format)
-        if isinstance(a, Tensor) and len(a) == batch and (a.ndim > 1 or a is first)
+        if isinstance(a, Tensor) and (a.ndim > 1 or a is first) and len(a) == batch
         else a
         for a in args
     )
@@ -156,6 +157,86 @@ def _image_cases(count: int) -> Callable[[bool], list[Case]]:
     return found
 
 
+def _sums(gpu: bool) -> list[Case]:
+    """Ends of residual blocks: EDM's scale, and the bias of a folded network's convolution."""
+    big, last, first = (528 if gpu else 8), torch.channels_last, torch.contiguous_format
+    shapes: list[tuple[str, int, int, int, bool, float, torch.memory_format, bool]] = [
+        ("256x32x32 edm", big, 256, 32, False, math.sqrt(0.5), last, True),
+        ("128x32x32 +bias", big, 128, 32, True, 1.0, last, True),
+        ("256x16x16 +bias edm", big, 256, 16, True, math.sqrt(0.5), last, False),
+        ("128x32x32 +bias nchw", big, 128, 32, True, 1.0, first, False),
+        ("digits 32x8x8 +bias", 128, 32, 8, True, 1.0, last, False),
+    ]
+    return [
+        Case(
+            name,
+            batch,
+            _sum_args(batch, channels, size, bias, scale, layout),
+            warm=name.startswith("digits"),
+            trained=trained,
+        )
+        for name, batch, channels, size, bias, scale, layout, trained in shapes
+    ]
+
+
+def _sum_args(
+    batch: int, channels: int, size: int, bias: bool, scale: float, layout: torch.memory_format
+) -> Callable[[torch.device, torch.dtype], tuple[Any, ...]]:
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+        x, residual = (
+            torch.randn(batch, channels, size, size)
+            .to(device, dtype)
+            .contiguous(memory_format=layout)
+            for _ in range(2)
+        )
+        plus = torch.randn(channels).to(device, dtype) if bias else None
+        return (x, residual, plus, scale)
+
+    return make
+
+
+def _chain_cases(gpu: bool) -> list[Case]:
+    """A middle step of fifty; what the network said is in the case's dtype, the chain float32."""
+    batch = 1056 if gpu else 256
+
+    def images(shape: tuple[int, int, int]) -> Callable[..., tuple[Any, ...]]:
+        def make(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+            x_t, raw = (
+                torch.randn(batch, *shape, device=device).contiguous(
+                    memory_format=torch.channels_last
+                )
+                for _ in range(2)
+            )
+            table = torch.randn(50, 4, device=device) / 2
+            return (x_t, raw.to(dtype), table, torch.tensor(25, device=device), 1.0)
+
+        return make
+
+    return [
+        Case("3x32x32", batch, images((3, 32, 32))),
+        Case("digits 1x8x8", batch, images((1, 8, 8)), warm=True),
+    ]
+
+
+def _input_cases(gpu: bool) -> list[Case]:
+    """Into a network of the case's dtype, as it comes and padded for tensor cores."""
+    batch = 1056 if gpu else 256
+
+    def images(channels: int) -> Callable[..., tuple[Any, ...]]:
+        def make(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+            x = torch.randn(batch, 3, 32, 32, device=device)
+            x = x.contiguous(memory_format=torch.channels_last)
+            table = torch.rand(50, device=device) + 0.2
+            return (x, table, torch.tensor(25, device=device), dtype, channels)
+
+        return make
+
+    return [
+        Case("3x32x32", batch, images(3)),
+        Case("3x32x32 to 8", batch, images(8)),
+    ]
+
+
 def _draws(dtype: torch.dtype) -> Callable[[bool], list[Case]]:
     def found(gpu: bool) -> list[Case]:
         batch = 1056 if gpu else 256
@@ -171,6 +252,10 @@ def _draws(dtype: torch.dtype) -> Callable[[bool], list[Case]]:
 
 _CASES: dict[str, Callable[[bool], list[Case]]] = {
     "group_norm_silu": _norms,
+    "bias_residual": _sums,
+    "scale_input": _input_cases,
+    "chain_step": _chain_cases,
+    "chain_step_uint8": _chain_cases,
     "attention": _attentions,
     "ddim_update": _image_cases(2),
     "ddim_update_uint8": _image_cases(2),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -94,6 +95,39 @@ def _attention_backward(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: floa
     return Cost(flops, 2 * _size(q, k, v, q), True)
 
 
+def _sum(x: Tensor, residual: Tensor, bias: Tensor | None, scale: float) -> Cost:
+    each = 1 + (bias is not None) + (scale != 1)
+    return Cost(each * x.numel(), 3 * _size(x) + _size(bias))
+
+
+def _sum_backward(x: Tensor, residual: Tensor, bias: Tensor | None, scale: float) -> Cost:
+    """dy is read once and, where it is scaled, written once for both; without scale and bias there
+    is nothing to do."""
+    passes = 2 if scale != 1 else int(bias is not None)
+    each = (scale != 1) + (bias is not None)
+    return Cost(each * x.numel(), passes * _size(x) + _size(bias))
+
+
+def _scale_input(
+    x: Tensor, c: Any, step: Tensor | None, dtype: torch.dtype | None, channels: int | None
+) -> Cost:
+    made = x.numel() // x.shape[1] * (channels or x.shape[1])
+    itemsize = (dtype or x.dtype).itemsize
+    return Cost(x.numel(), _size(x, c, step) + made * itemsize)
+
+
+def _chain(out: int | None) -> Callable[..., Cost]:
+    """p·x_t + q·raw 3, a·x_t + b·x0 3, clip 2; bytes 5 more."""
+
+    def cost(x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float | None) -> Cost:
+        each = 6 + 2 * (clip is not None) + (5 if out else 0)
+        return Cost(
+            each * x_t.numel(), _size(x_t, raw, table, step) + x_t.numel() * (out or x_t.itemsize)
+        )
+
+    return cost
+
+
 def _update(x_t: Tensor, x0: Tensor, a: Any, b: Any, clip: float | None) -> Cost:
     each = 3 + 2 * (clip is not None)
     return Cost(each * x_t.numel(), 2 * _size(x_t) + _size(x0, a, b))
@@ -121,6 +155,10 @@ _WORD = 10 * (4 + 4 + 2) / 4
 
 _FORWARD: Mapping[str, Callable[..., Cost]] = {
     "group_norm_silu": _norm,
+    "bias_residual": _sum,
+    "scale_input": _scale_input,
+    "chain_step": _chain(None),
+    "chain_step_uint8": _chain(1),
     "attention": _attention,
     "ddim_update": _update,
     "ddim_update_uint8": _update_bytes,
@@ -132,5 +170,6 @@ _FORWARD: Mapping[str, Callable[..., Cost]] = {
 }
 DIFFERENTIATED: Mapping[str, Callable[..., Cost]] = {
     "group_norm_silu": _norm_backward,
+    "bias_residual": _sum_backward,
     "attention": _attention_backward,
 }

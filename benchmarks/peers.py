@@ -40,6 +40,26 @@ def group_norm_silu(
     return F.silu(y) if act else y
 
 
+def bias_residual(x: Tensor, residual: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    y = (x if bias is None else x + bias[:, None, None]) + residual
+    return y if scale == 1 else y.mul_(scale)
+
+
+def scale_input(x: Tensor, c: Tensor, step: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
+    y = (x * c.index_select(0, step.reshape(1))).to(dtype)
+    return F.pad(y, (0, 0, 0, 0, 0, channels - x.shape[1])) if channels > x.shape[1] else y
+
+
+def chain_step(x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float) -> Tensor:
+    p, q, a, b = table.index_select(0, step.reshape(1))[0].unbind()
+    result: Tensor = a * x_t + b * (p * x_t + q * raw).clamp(-clip, clip)
+    return result
+
+
+def chain_step_uint8(x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float) -> Tensor:
+    return to_uint8(chain_step(x_t, raw, table, step, clip))
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None) -> Tensor:
     split = [x.flatten(2).unflatten(1, (heads, -1)).mT for x in (q, k, v)]
     y = F.scaled_dot_product_attention(*split, scale=scale)  # (B, heads, pixels, D)
@@ -74,6 +94,10 @@ def normals(seed: int, stream: int, index: Tensor, size: int) -> Tensor:
 
 OPS: Mapping[str, Callable[..., Tensor]] = {
     "group_norm_silu": group_norm_silu,
+    "bias_residual": bias_residual,
+    "scale_input": scale_input,
+    "chain_step": chain_step,
+    "chain_step_uint8": chain_step_uint8,
     "attention": attention,
     "ddim_update": ddim_update,
     "ddim_update_uint8": ddim_update_uint8,
@@ -82,7 +106,17 @@ OPS: Mapping[str, Callable[..., Tensor]] = {
     "philox_uniform": uniforms,
     "philox_normal": normals,
 }
-SAME_VALUES = ("group_norm_silu", "attention", "ddim_update", "ddim_update_uint8", "to_uint8")
+SAME_VALUES = (
+    "group_norm_silu",
+    "bias_residual",
+    "attention",
+    "scale_input",
+    "chain_step",
+    "chain_step_uint8",
+    "ddim_update",
+    "ddim_update_uint8",
+    "to_uint8",
+)
 
 
 # ---- networks -------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_every_op_is_timed_and_modelled(op: Any) -> None:
             assert cost.flops > 0
             assert cost.bytes > 0
             if case.trained:
-                assert op_model.backward_cost(op.name, case.make(CPU, dtype)).bytes > cost.bytes
+                assert op_model.backward_cost(op.name, case.make(CPU, dtype)).bytes > 0
 
 
 @OPS

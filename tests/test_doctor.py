@@ -144,3 +144,21 @@ def test_an_old_torch_will_not_do(monkeypatch):
 @pytest.mark.gpu
 def test_the_gpu_is_described():
     assert "sm_" in machine.gpu().text
+
+
+def test_kernels_that_cannot_run_are_told_with_what_takes_over(monkeypatch):
+    from kdgen.kernels import native
+
+    kernels.retry()
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "why", "the compiled part did not load (no such file)")
+    finding = software.backends()
+    assert finding.state == "note"
+    assert "native: the compiled part did not load" in finding.text
+    assert "plain torch runs group_norm_silu, bias_residual" in finding.text
+    monkeypatch.setenv("KDGEN_REQUIRE", "1")
+    assert software.backends().state == "missing"
+    monkeypatch.undo()
+    kernels.retry()
+    if not native.why:
+        assert software.backends().state == "ok"

@@ -37,6 +37,16 @@ def _lanes(slab, C, WIDTH: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constex
 
 
 @triton.jit
+def _walk(slabs, chunks, shares):
+    """Whose walk it is, and this program's share of it: chunks first … last - 1."""
+    share, row = tl.program_id(0) % shares, tl.program_id(0) // shares
+    each = (chunks + shares - 1) // shares
+    first = share * each
+    last = tl.minimum(first + each, chunks)
+    return (row // slabs).to(tl.int64), row % slabs, share, first, last
+
+
+@triton.jit
 def _per_group(v, member):
     """Sums (KINDS,) of the lanes (LANES,) of each group."""
     return tl.sum(tl.where(member, v[None, :], 0.0), 1)
@@ -171,11 +181,7 @@ def walked_forward_kernel(
     ACT: tl.constexpr, MORE: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     KINDS: tl.constexpr, PLACES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    share, row = tl.program_id(0) % shares, tl.program_id(0) // shares
-    image, slab = (row // slabs).to(tl.int64), row % slabs
-    each = (chunks + shares - 1) // shares
-    first = share * each
-    last = tl.minimum(first + each, chunks)
+    image, slab, share, first, last = _walk(slabs, chunks, shares)
     c, inside, member = _lanes(slab, C, WIDTH, GROUPS, LANES, KINDS)
     kind = tl.arange(0, KINDS)
     parts = parts_ptr + (image * slabs + slab) * chunks * (2 * KINDS)
@@ -302,11 +308,7 @@ def walked_backward_kernel(
     ACT: tl.constexpr, MORE: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     KINDS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    share, row = tl.program_id(0) % shares, tl.program_id(0) // shares
-    image, slab = (row // slabs).to(tl.int64), row % slabs
-    each = (chunks + shares - 1) // shares
-    first = share * each
-    last = tl.minimum(first + each, chunks)
+    image, slab, share, first, last = _walk(slabs, chunks, shares)
     c, inside, member = _lanes(slab, C, WIDTH, GROUPS, LANES, KINDS)
     lane = tl.arange(0, LANES)
     parts = parts_ptr + (image * slabs + slab) * chunks * (3 * LANES)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kdgen import checkpoint, data, sample
 from kdgen.background import Background
+from kdgen.kernels import native
 
 
 def pixels(path: Path, student: Path, *options: str) -> np.ndarray:
@@ -111,6 +112,40 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, student: Path, refused) -
     said = refused(sample.main, ["--checkpoint", str(model), "--out", str(tmp_path / "x.png")], 4)
     assert "model.safetensors" in said
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "why", "the compiled part did not load (no such file)")
+
+
+def test_required_kernels_that_are_missing_end_it_with_what_to_install(
+    tmp_path: Path, student: Path, without_native: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        pixels(tmp_path / "a.npz", student, "--require-kernels")
+    assert stopped.value.code == 8
+    said = capsys.readouterr().err
+    assert re.search(r"kdgen: error: \w+: native kernels are required .*C\+\+ compiler", said)
+    assert list(tmp_path.glob("*.npz")) == []
+
+
+def test_without_the_demand_the_definitions_run(
+    tmp_path: Path, student: Path, without_native: None
+) -> None:
+    pixels(tmp_path / "a.npz", student)
+
+
+def test_a_mistake_is_not_taken_for_a_missing_kernel(
+    tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(sample, "warm_up", broken)
+    with pytest.raises(RuntimeError, match="of ours"):
+        pixels(tmp_path / "a.npz", student, "--require-kernels")
 
 
 def test_explain_says_what_runs_and_makes_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,6 +252,31 @@ def test_threads_do_not_change_a_bit(op, threads, grads):
 
 
 # ---- offsets beyond 32 bits -----------------------------------------------------------------
+
+
+def available():
+    """Bytes of memory that can be had."""
+    with open("/proc/meminfo") as file:
+        found = dict(line.split(":") for line in file)
+    return int(found["MemAvailable"].split()[0]) * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(native.why), reason=native.why or "loaded")
+def test_the_compiled_kernels_reach_beyond_two_billion_values():
+    """Zeros that nobody wrote take no memory; the last image is written, and alone it is small."""
+    if not Path("/proc/meminfo").exists() or available() < 6 * 2**30:
+        pytest.skip("needs 6 GiB of memory")
+    n, size = 683, 1024
+    x = torch.zeros(n, size, size, 3, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    x[-1:].copy_(torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size))
+    table, step = torch.rand(3, 4), torch.tensor(1)
+    assert x.numel() > 2**31
+    with kernels.use("native"):
+        many = kernels.chain_step_uint8(x, x, table, step)
+        alone = kernels.chain_step_uint8(x[-1:], x[-1:], table, step)
+    assert torch.equal(many[-1:], alone)
+    assert alone.float().std() > 10
 
 
 @pytest.mark.gpu
