@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdgen.fold.attention import Merged
 from kdgen.nets import PRESETS, UNet, UNetConfig
 from kdgen.nets.unet import Attention, Down, GroupNorm, ResBlock, Up
 
@@ -174,6 +175,15 @@ def _conv(m: nn.Conv2d, args: tuple[Any, ...], y: Tensor, name: str) -> list[Wor
     )
 
 
+def _transposed(m: nn.ConvTranspose2d, args: tuple[Any, ...], y: Tensor, name: str) -> list[Work]:
+    x, weights = args[0], sum(p.numel() for p in m.parameters())
+    flops = 2.0 * m.weight[0].numel() * x.numel()
+    work = Work("conv4x4", name, flops, x.numel(), y.numel(), weights)
+    return (
+        [work] if m.bias is None else [work, Work("bias", name, reads=y.numel(), writes=y.numel())]
+    )
+
+
 def _linear(m: nn.Linear, args: tuple[Any, ...], y: Tensor, name: str) -> list[Work]:
     x, weights = args[0], sum(p.numel() for p in m.parameters())
     return [Work("linear", name, 2.0 * m.weight.numel(), x.numel(), y.numel(), weights)]
@@ -211,10 +221,12 @@ def _resize(kind: str) -> _Count:
 
 _COUNTS: dict[type, _Count] = {
     nn.Conv2d: _conv,
+    nn.ConvTranspose2d: _transposed,
     nn.Linear: _linear,
     GroupNorm: _norm,
     ResBlock: _block,
     Attention: _attention,
+    Merged: _attention,
     Up: _resize("up"),
     Down: _resize("pad"),
 }

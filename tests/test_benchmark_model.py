@@ -60,6 +60,14 @@ def test_a_folded_network_does_without_the_time_embedding() -> None:
     assert after == before
 
 
+@pytest.mark.parametrize("name", ["tiny8", "tiny8-edm", "tiny8-adm"])
+def test_a_walk_over_a_folded_network_counts_what_is_left(name: str) -> None:
+    student = _student(name)
+    folded = fold.fold(student, [1.0])
+    known = fold.explain(student, folded).flops
+    assert (model.flops(model.walk(student.net)), model.flops(model.walk(folded.net))) == known
+
+
 def test_a_convolution_costs_two_flops_for_every_tap_of_every_output() -> None:
     config = UNetConfig(8, width=8, mult=(1,), blocks=1, attention=())
     (first,) = (w for w in model.walk(config) if (w.name, w.kind) == ("conv_in", "conv3x3"))
