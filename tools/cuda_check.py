@@ -68,9 +68,7 @@ class Kernel:
                 self.broken.append(f"no {wanted}")
 
     def count(self, instruction: str) -> int:
-        return sum(
-            n for i, n in self.instructions.items() if f"{i}.".startswith(f"{instruction}.")
-        )
+        return sum(n for i, n in self.instructions.items() if f"{i}.".startswith(f"{instruction}."))
 
 
 def short(mangled: str) -> str:

@@ -112,7 +112,10 @@ def test_use_goes_before_the_environment(monkeypatch):
     ("choice", "message"),
     [
         ("natve", "backend is 'natve'; expected one of native, sdpa, triton, cuda, reference"),
-        ("to_unit8=native", "op is 'to_unit8'; expected one of attention, .*ddim_update, .*to_uint8"),
+        (
+            "to_unit8=native",
+            "op is 'to_unit8'; expected one of attention, .*ddim_update, .*to_uint8",
+        ),
         ("to_uint8=", "backend is ''; expected one of"),
     ],
 )
