@@ -15,6 +15,7 @@ from kdgen.fold.readings import reading
 
 TOLERANCE = 1e-10
 _MOST = 3  # times that are tried
+_LITTLE = 1e-4  # of x0: its rounding is 1e-12 of that
 
 
 class FoldError(KdgenError):
@@ -70,9 +71,10 @@ def _error(plain: Denoiser, other: Denoiser, t: float) -> float:
 
 
 def _share(expected: Prediction, said: Prediction, p: float) -> float:
-    """The error, relative to the network's part of x0; to x0 itself where that is 0."""
-    size = (expected.x0 - p * expected.x_t).abs().max()
-    size = torch.where(size > 0, size, expected.x0.abs().max())
+    """The error, relative to the network's part of x0, or to a little of x0 where there is next to
+    none."""
+    part = (expected.x0 - p * expected.x_t).abs().max()
+    size = torch.maximum(part, _LITTLE * expected.x0.abs().max())
     return ((said.x0 - expected.x0).abs().max() / size).item()
 
 

@@ -159,7 +159,7 @@ def test_images_of_a_folded_network_do_not_depend_on_the_batch(family: Any):
 def test_a_folded_network_never_waits_for_the_device(family: Any):
     for times in ([0.7], MANY):
         folded = fold.fold(family.denoiser(), times, check=False)
-        with FakeTensorMode() as fake, torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
             tensors = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
             shadows = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
             x_t = torch.empty(4, *folded.shape)

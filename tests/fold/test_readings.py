@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,11 @@ def use(q: NoiseSchedule, kind: str) -> Denoiser:
     return Denoiser(Wavy(2 if kind == "both" else 1), q, kind, "angle")
 
 
+def angle(q: NoiseSchedule, t: float) -> Tensor:
+    alpha, sigma = q.levels(t)
+    return torch.tensor([math.atan2(sigma, alpha) * 2000 / math.pi], dtype=torch.float64)
+
+
 def z(n: int = 2) -> Tensor:
     return torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)).double()
 
@@ -56,8 +62,7 @@ def test_a_reading_is_what_the_denoiser_does(q: NoiseSchedule, kind: str):
     for t in (1.0, 0.37, 0.001):
         r = fold.reading(denoiser, t)
         x_t = q.start(z(), t)
-        time = torch.atan2(*reversed(q.alpha_sigma(torch.tensor([t]).double()))) * 2000 / torch.pi
-        raw = denoiser.net(r.c_in * x_t, time)
+        raw = denoiser.net(r.c_in * x_t, angle(q, t))
         said = denoiser(x_t, t)
         for (p, *qs), expected in ((r.x0, said.x0), (r.eps, said.eps)):
             found = p * x_t + sum(a * b for a, b in zip(qs, raw.split(3, dim=1), strict=True))
@@ -77,8 +82,7 @@ def test_a_chains_rows_are_ddim(q: NoiseSchedule, kind: str, clip: float | None)
         assert rows.dtype == scales.dtype == torch.float64
         x = q.start(z(), moves[0][0])
         for (p, share, a, b), c_in, (t, _) in zip(rows, scales, moves, strict=True):
-            time = torch.atan2(*reversed(q.alpha_sigma(torch.tensor([t]).double())))
-            x0 = p * x + share * denoiser.net(c_in * x, time * 2000 / torch.pi)
+            x0 = p * x + share * denoiser.net(c_in * x, angle(q, t))
             x = a * x + b * (x0 if clip is None else x0.clamp(-clip, clip))
         expected = samplers.ddim(denoiser, z(), steps, grid=grid, clip=clip)
         assert (x - expected).abs().max() <= 1e-10 * expected.abs().max()
