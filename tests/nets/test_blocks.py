@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdgen.nets import PRESETS, UNet, UNetConfig
-from kdgen.nets.blocks import Attention, ResBlock, packed
+from kdgen.nets.blocks import Attention, ResBlock, joined, packed
 from kdgen.nets.layers import GroupNorm, Pointwise
 from kdgen.nets.resample import Double, Down, Halve, Shrink, Up
 
@@ -128,6 +128,18 @@ def test_the_pyramid_convolves_before_it_halves():
 
 
 # ---- residual blocks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, math.sqrt(0.5)])
+def test_a_residual_sum_has_the_same_bits_in_one_pass_and_in_two(scale: float, monkeypatch):
+    """So that an image's bits do not depend on how many others were in its batch."""
+    x, h = (images(*shape, dtype=torch.float32) for shape in ((2, 5, 8, 8), (2, 5, 8, 8)))
+    two = joined(x, h, scale)
+    monkeypatch.setattr("kdgen.nets.blocks.FUSED_FROM", 0)
+    assert torch.equal(joined(x, h, scale), two)
+    torch.testing.assert_close(two, (x + h) * scale)
+    assert joined(x, h.bfloat16(), scale).dtype == torch.float32
+    assert joined(x.bfloat16(), h.bfloat16(), scale).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("resize", ["", "down", "up"])

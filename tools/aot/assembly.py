@@ -62,6 +62,15 @@ def occurrences(cubin: bytes, instruction: str) -> int:
     return len(re.findall(rf"\b{instruction}\b", listing))
 
 
+def far(ttir: str, pointer: str) -> bool:
+    """Whether what is first added to a kernel's pointer are offsets of 64 bits."""
+    names = {f"%{pointer}"}
+    names |= set(re.findall(rf"(%[\w.#]+) = tt\.splat %{pointer}\b", ttir))
+    added = re.compile(r"tt\.addptr (%[\w.#]+), .*?(?:x|\b)(i\d+)>?(?: loc|$)", re.M)
+    found = {bits for base, bits in added.findall(ttir) if base in names}
+    return found == {"i64"}
+
+
 def _run(tool: str, *arguments: str) -> str:
     done = subprocess.run(
         [str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True
