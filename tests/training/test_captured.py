@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdgen import checkpoint, nets
+from kdgen import checkpoint, graph, nets
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.ema import Ema
 from kdgen.graph import WARMUP, CaptureError
@@ -94,6 +94,13 @@ def cast(lively: Any) -> Any:
     return build
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> int:
+    """One step warms up: what a CPU compiles is compiled."""
+    monkeypatch.setattr(graph, "WARMUP", 1)
+    return 1
+
+
 def settings(**changes: Any) -> Training:
     usual: dict[str, Any] = {
         "steps": WARMUP + 2, "batch": 4, "lr": 1e-3, "warmup": 4, "decay": "cosine",
@@ -128,14 +135,17 @@ def test_every_method_is_here():
 
 
 @pytest.mark.parametrize("method", METHODS, ids=label_of)
-def test_a_replayed_step_of_every_method_equals_a_run_one(method: Method, cast: Any, recorder: Any):
-    run = Loop(method, cast(method), source(method), settings(), None)
-    captured = Loop(method, cast(method), source(method), settings(), None, recorder)
+def test_a_replayed_step_of_every_method_equals_a_run_one(
+    method: Method, cast: Any, recorder: Any, brief: int
+):
+    training = settings(steps=brief + 2)
+    run = Loop(method, cast(method), source(method), training, None)
+    captured = Loop(method, cast(method), source(method), training, None, recorder)
     same(everything(run), everything(captured))
     rounds = len(run.plan)
-    assert recorder.log.count("aside") == rounds * WARMUP
+    assert recorder.log.count("aside") == rounds * brief
     assert recorder.log.count("record") == rounds
-    assert recorder.log.count("replay") == run.total - rounds * WARMUP
+    assert recorder.log.count("replay") == rounds * 2
 
 
 @pytest.mark.parametrize("name", ["Denoise", "Duel", "Halving", "Ensemble"])
@@ -143,16 +153,16 @@ def test_a_replayed_step_of_every_method_equals_a_run_one(method: Method, cast: 
     "changes", [{"accumulate": 4, "flip": True}, {"precision": "bf16", "clip": None}], ids=str
 )
 def test_rounds_phases_parts_and_targets_are_replayed_exactly(
-    toy: Any, recorder: Any, name: str, changes: dict[str, Any]
+    toy: Any, recorder: Any, brief: int, name: str, changes: dict[str, Any]
 ):
     def loop(driver: Any = None) -> Loop:
         method = getattr(toy, name)()
         roles = {role: toy.denoiser(k) for k, role in enumerate(method.roles)}
-        training = toy.training(steps=8, ema=Ema.half_life(images=40, ramp=0.5), **changes)
+        training = toy.training(steps=4, ema=Ema.half_life(images=40, ramp=0.5), **changes)
         return Loop(method, roles, toy.Source(), training, None, driver)
 
     same(everything(loop()), everything(loop(recorder)))
-    assert "replay" in recorder.log
+    assert recorder.log.count("replay") >= 4 - brief
 
 
 def test_what_python_knows_is_a_constant_of_a_round(toy: Any, recorder: Any):
@@ -223,7 +233,7 @@ def test_a_loop_that_was_left_holds_no_graph(toy: Any, recorder: Any):
 
 
 @pytest.mark.parametrize("name", ["Duel", "Ensemble"])
-@pytest.mark.parametrize("until", [3, WARMUP + 2, 7])
+@pytest.mark.parametrize("until", [3, WARMUP + 2])
 def test_a_resumed_run_of_graphs_equals_an_uninterrupted_one(
     toy: Any, recorder: Any, tmp_path: Any, name: str, until: int
 ):
@@ -366,8 +376,8 @@ def test_a_recording_that_fails_leaves_the_step_to_be_run(toy: Any, recorder: An
 
 
 def test_graphs_on_a_cpu_are_refused_or_quietly_left(toy: Any, caplog: Any):
-    def begin(graph: str) -> Any:
-        training = toy.training(graph=graph)
+    def begin(wanted: str) -> Any:
+        training = toy.training(graph=wanted)
         return fit(toy.Denoise(), {"student": toy.denoiser()}, toy.Source(), training)
 
     with pytest.raises(CaptureError, match="graph is 'on', but the device is cpu; expected"):
@@ -381,9 +391,9 @@ def test_graphs_on_a_cpu_are_refused_or_quietly_left(toy: Any, caplog: Any):
 
 
 def test_a_run_may_be_resumed_with_another_choice_of_graph(toy: Any, tmp_path: Any):
-    for graph in ("auto", "off"):
-        with Run(tmp_path / "a", {"training": {"graph": graph}}) as run:
-            training = toy.training(steps=6, graph=graph)
+    for wanted in ("auto", "off"):
+        with Run(tmp_path / "a", {"training": {"graph": wanted}}) as run:
+            training = toy.training(steps=6, graph=wanted)
             steps = fit(toy.Denoise(), {"student": toy.denoiser()}, toy.Source(), training, run=run)
             for step in steps:
                 if step.number == 5:  # saved when the next is asked for
@@ -394,10 +404,10 @@ def test_a_run_may_be_resumed_with_another_choice_of_graph(toy: Any, tmp_path: A
 # On a GPU
 
 
-def on_gpu(method: Method, cast: Any, graph: str, **changes: Any) -> list[list[Tensor]]:
-    loop = Loop(method, cast(method), source(method), settings(graph=graph, **changes), "cuda")
+def on_gpu(method: Method, cast: Any, wanted: str, **changes: Any) -> list[list[Tensor]]:
+    loop = Loop(method, cast(method), source(method), settings(graph=wanted, **changes), "cuda")
     found = everything(loop)
-    assert loop.stepper.hopeful == (graph == "on")
+    assert loop.stepper.hopeful == (wanted == "on")
     return found
 
 
@@ -440,9 +450,9 @@ def test_on_a_gpu_a_resumed_run_of_graphs_equals_an_uninterrupted_one(toy: Any, 
 @pytest.mark.gpu
 def test_on_a_gpu_dropout_of_a_graph_follows_the_step(toy: Any):
     ends = []
-    for graph in ("off", "on"):
+    for wanted in ("off", "on"):
         roles = {"student": toy.denoiser(dropout=0.5).to("cuda")}
-        training = toy.training(graph=graph)
+        training = toy.training(graph=wanted)
         ends.append([float(s.loss) for s in fit(toy.Denoise(), roles, toy.Source(), training)])
     assert ends[0] == ends[1]
 
