@@ -1,7 +1,9 @@
 # Each target makes $(VENV) ready first (tools/setup); the second time that costs nothing.
 #   PYTHON=  the interpreter to make it with        VENV=  where            ARGS=  passed on
+#   WORKERS= processes that share the tests (auto: one a core; 0: this one)
 VENV   ?= .venv
 PYTHON ?=
+WORKERS ?= auto
 export VENV PYTHON
 
 RUN   := $(VENV)/bin/python
@@ -10,7 +12,7 @@ SETUP := @bash tools/setup
 STILL := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-smoke lint gates clean
+.PHONY: help demo test bench bench-smoke gpu lint gates clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ##/  make \1\t/p' Makefile | expand -t 20
@@ -21,7 +23,7 @@ demo: ## train a teacher on handwritten digits, distil it, write runs/demo/repor
 
 test: ## all tests
 	$(SETUP) test triton
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
 
 bench: ## time every op, network and training step; compare with benchmarks/results
 	$(SETUP) test bench
@@ -33,6 +35,10 @@ bench-smoke: ## run every benchmark once, untimed
 	$(SETUP) test bench
 	@$(RUN) -m pytest benchmarks --benchmark-disable $(ARGS)
 
+gpu: ## on a GPU: tests, kernels, 50,000 images, training, profile; elsewhere: what it would do
+	$(SETUP) test bench triton --spare
+	@$(RUN) -m benchmarks.gpu $(ARGS)
+
 lint: ## ruff, clang-format, mypy
 	$(SETUP) test dev
 	@$(RUN) -m ruff check .
@@ -40,9 +46,10 @@ lint: ## ruff, clang-format, mypy
 	@PATH="$(VENV)/bin:$$PATH" clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
 	@$(RUN) -m mypy
 
-gates: ## compile every Triton kernel ahead of time, fail on register spills
+gates: ## compile every Triton kernel ahead of time, read the CUDA ones; fail on register spills
 	$(SETUP) triton
 	@env -u TRITON_INTERPRET $(RUN) tools/aot_check.py
+	@$(RUN) -m tools.cuda_check
 
 clean: ## remove everything that was built, the environment too
 	rm -rf build dist $(VENV) .bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

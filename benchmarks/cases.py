@@ -90,7 +90,42 @@ def _norm_args(
 
         x = put(x).contiguous(memory_format=layout)
         plus = None if time is None else put(time)
-        return (x, put(weight), put(bias), groups, 1e-6, None, None, plus, True)
+        return (x, put(weight), put(bias), groups, 1e-6, None, None, plus, True, None)
+
+    return make
+
+
+def _attentions(gpu: bool) -> list[Case]:
+    """DDPM's (DDPM++'s is the first), ADM's at 64×64, the digits network's."""
+    ddpm, adm = (528, 132) if gpu else (8, 2)
+    shapes: list[tuple[str, int, int, int, int]] = [
+        ("256x16x16 1 head", ddpm, 256, 16, 1),
+        ("256x4x4 1 head", ddpm, 256, 4, 1),
+        ("384x32x32 6 heads", adm, 384, 32, 6),
+        ("576x16x16 9 heads", adm, 576, 16, 9),
+        ("768x8x8 12 heads", adm, 768, 8, 12),
+        ("digits 64x4x4 1 head", 128, 64, 4, 1),
+    ]
+    return [
+        Case(
+            name,
+            batch,
+            _attention_args(batch, channels, size, heads),
+            warm=name.startswith("digits"),
+            trained=True,
+        )
+        for name, batch, channels, size, heads in shapes
+    ]
+
+
+def _attention_args(
+    batch: int, channels: int, size: int, heads: int
+) -> Callable[[torch.device, torch.dtype], tuple[Any, ...]]:
+    """q, k and v are slices of what one convolution made."""
+
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+        qkv = torch.randn(batch, size, size, 3 * channels).to(device, dtype)
+        return (*qkv.movedim(-1, 1).chunk(3, 1), heads, None)
 
     return make
 
@@ -136,6 +171,7 @@ def _draws(dtype: torch.dtype) -> Callable[[bool], list[Case]]:
 
 _CASES: dict[str, Callable[[bool], list[Case]]] = {
     "group_norm_silu": _norms,
+    "attention": _attentions,
     "ddim_update": _image_cases(2),
     "ddim_update_uint8": _image_cases(2),
     "to_uint8": _image_cases(1),

@@ -79,8 +79,13 @@ STYLES = {
         Style("eager", _EAGER, _materialised),
         # one good kernel an operation: no layout copies, the bias inside the convolution
         Style("kernels", {**_EAGER, "bias": 0.0, "norm": 3.0}, _streamed),
-        # kdgen today: time, norm and SiLU are one kernel that reads once and writes once
-        Style("kdgen", {**_EAGER, "bias": 0.0, "norm": 2.0, "silu": 0.0, "time": 0.0}, _streamed),
+        # kdgen today: time, norm and SiLU are one kernel that reads once, of two tensors where the
+        # decoder has two, and writes once; a shortcut's two products are added up
+        Style(
+            "kdgen",
+            {**_EAGER, "bias": 0.0, "norm": 2.0, "silu": 0.0, "time": 0.0, "concat": 0.0},
+            _streamed,
+        ),
         # and everything between two convolutions but the norm in their prologues and epilogues
         Style(
             "fused",
@@ -141,20 +146,26 @@ def _noting(works: list[Work], name: str, count: _Count) -> Callable[..., None]:
 
 def _noting_concat(works: list[Work], name: str) -> Callable[..., None]:
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        size = args[0].numel()
+        x, _emb, skip = args
+        size = x.numel() + skip.numel()
         works.append(Work("concat", name, reads=size, writes=size))
 
     return note
 
 
+def _values(args: tuple[Any, ...]) -> int:
+    """Of one input, or of two that stand for one."""
+    return sum(a.numel() for a in args if isinstance(a, Tensor))
+
+
 def _conv(m: nn.Conv2d, args: tuple[Any, ...], y: Tensor, name: str) -> list[Work]:
-    x, taps = args[0], m.weight[0].numel()
+    reads, taps = _values(args), m.weight[0].numel()
     kind = f"conv{m.kernel_size[0]}x{m.kernel_size[1]}"
     work = Work(
         kind,
         name,
         2.0 * taps * y.numel(),
-        x.numel(),
+        reads,
         y.numel(),
         sum(p.numel() for p in m.parameters()),
     )

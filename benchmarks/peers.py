@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser
 from kdgen.nets import UNet
-from kdgen.nets.unet import GroupNorm
+from kdgen.nets.blocks import Attention, rescaled
+from kdgen.nets.layers import GroupNorm
 from kdgen.training import Training
 
 # ---- ops ------------------------------------------------------------------------------------
@@ -29,12 +30,20 @@ def group_norm_silu(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> Tensor:
+    x = x if more is None else torch.cat([x, more], 1)
     x = x if add is None else x + add[..., None, None]
     y = F.group_norm(x, groups, weight, bias, eps)
     y = y if scale is None else y * (1 + scale[..., None, None])
     y = y if shift is None else y + shift[..., None, None]
     return F.silu(y) if act else y
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None) -> Tensor:
+    split = [x.flatten(2).unflatten(1, (heads, -1)).mT for x in (q, k, v)]
+    y = F.scaled_dot_product_attention(*split, scale=scale)  # (B, heads, pixels, D)
+    return y.transpose(1, 2).flatten(2).mT.reshape(q.shape)
 
 
 def ddim_update(x_t: Tensor, x0: Tensor, a: Any, b: Any, clip: float | None) -> Tensor:
@@ -65,6 +74,7 @@ def normals(seed: int, stream: int, index: Tensor, size: int) -> Tensor:
 
 OPS: Mapping[str, Callable[..., Tensor]] = {
     "group_norm_silu": group_norm_silu,
+    "attention": attention,
     "ddim_update": ddim_update,
     "ddim_update_uint8": ddim_update_uint8,
     "to_uint8": to_uint8,
@@ -72,7 +82,7 @@ OPS: Mapping[str, Callable[..., Tensor]] = {
     "philox_uniform": uniforms,
     "philox_normal": normals,
 }
-SAME_VALUES = ("group_norm_silu", "ddim_update", "ddim_update_uint8", "to_uint8")
+SAME_VALUES = ("group_norm_silu", "attention", "ddim_update", "ddim_update_uint8", "to_uint8")
 
 
 # ---- networks -------------------------------------------------------------------------------
@@ -92,19 +102,34 @@ class PlainNorm(nn.Module):
         add: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        more: Tensor | None = None,
     ) -> Tensor:
         return group_norm_silu(
-            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act
+            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act, more
         )
+
+
+class PlainAttention(nn.Module):
+    """torch's attention between the layers of one of ours."""
+
+    def __init__(self, ours: Attention) -> None:
+        super().__init__()
+        self.heads, self.skip_scale = ours.heads, ours.skip_scale
+        self.norm, self.qkv, self.out = PlainNorm(ours.norm), ours.qkv, ours.out
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, 1)
+        return rescaled(x + self.out(attention(q, k, v, self.heads, None)), self.skip_scale)
 
 
 def plain(net: UNet) -> UNet:
     """A copy of the network without our kernels."""
+    kinds: dict[type, Any] = {GroupNorm: PlainNorm, Attention: PlainAttention}
     net = copy.deepcopy(net)
     for parent in list(net.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, GroupNorm):
-                setattr(parent, name, PlainNorm(child))
+            if kind := kinds.get(type(child)):
+                setattr(parent, name, kind(child))
     return net
 
 
@@ -140,13 +165,16 @@ class PlainGenerator:
 # ---- training -------------------------------------------------------------------------------
 
 
-def training(denoiser: Denoiser, images: Images, training: Training) -> Iterator[Tensor]:
+def training(
+    denoiser: Denoiser, images: Images, training: Training, *, compiled: bool = False
+) -> Iterator[Tensor]:
     """Steps of a v-prediction teacher, with fused Adam, clipping and an average of the weights.
 
-    Yields the loss.
+    Yields the loss. `compiled`: forward and backward through torch.compile.
     """
     net = plain(denoiser.net).train()  # type: ignore[arg-type]
     student = denoiser.copy(net=net)
+    loss_of = torch.compile(_v_loss, dynamic=False) if compiled else _v_loss
     average = denoiser.copy(net=copy.deepcopy(net)).requires_grad_(False)
     adam = torch.optim.AdamW(
         student.parameters(),
@@ -163,7 +191,7 @@ def training(denoiser: Denoiser, images: Images, training: Training) -> Iterator
         adam.zero_grad(set_to_none=True)
         x0, label = images.take(torch.randint(len(images), (training.batch,)))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            loss = _v_loss(student, x0, label if student.classes else None)
+            loss = loss_of(student, x0, label if student.classes else None)
         loss.backward()
         if training.clip is not None:
             nn.utils.clip_grad_norm_(student.parameters(), training.clip)

@@ -14,15 +14,18 @@ REPEATS = 7  # the best counts: a roof is what the device can do, not what it us
 
 
 class Roofs:
-    """Copies in bytes/s and matrix products in FLOP/s, each measured when first asked for."""
+    """Copies in bytes/s and matrix products in FLOP/s, each measured when first asked for.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    `tiny`: of sizes that say nothing about the device, but cost nothing either.
+    """
+
+    def __init__(self, device: torch.device, *, tiny: bool = False) -> None:
+        self.device, self.tiny = device, tiny
         self._known: dict[tuple[str, Any], float] = {}
 
     def copy(self, moved: float | None = None) -> float:
         """Of a copy that moves `moved` bytes, to a factor of two; None: beyond any cache."""
-        most = 8 * machine.last_cache(self.device)
+        most = 1 << 16 if self.tiny else 8 * machine.last_cache(self.device)
         size = most if moved is None else min(most, max(1 << 14, int(moved)))
         return self._once("copy", 1 << (size.bit_length() - 1), self._measure_copy)
 
@@ -47,7 +50,7 @@ class Roofs:
         return moved / self._best(lambda: target.copy_(source))
 
     def _measure_gemm(self, dtype: torch.dtype) -> float:
-        n = 8192 if self.device.type == "cuda" else 1536
+        n = 32 if self.tiny else 8192 if self.device.type == "cuda" else 1536
         a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         with torch.inference_mode():

@@ -74,7 +74,8 @@ def test_op(trial: Trial, suite: suite.Suite, benchmark: Any) -> None:
             ready(op, copies),
             ready(peers.OPS[op.name], copies),
             predict=lambda roofs: cost.seconds(
-                roofs.gemm(torch.float32), roofs.copy(cost.bytes if case.warm else None)
+                roofs.gemm(trial.dtype if cost.products else torch.float32),
+                roofs.copy(cost.bytes if case.warm else None),
             ),
             group="ops",
             case=f"{op.name}{' backward' if trial.backward else ''} {case.name}",

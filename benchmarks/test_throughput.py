@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks import model, peers, suite
 from benchmarks.roofs import Roofs
-from kdgen import checkpoint, nets
-from kdgen.denoiser import Denoiser, Sampling
+from benchmarks.students import student
+from kdgen import checkpoint
+from kdgen.denoiser import Denoiser
 from kdgen.fast import FastGenerator, Generator
 from kdgen.nets import UNet
 from kdgen.sample import BUNDLED
-from kdgen.schedules import LinearVP
 
 HEADLINE = (
     51.5  # seconds for 50,000 images, Luhman & Luhman 2021 (arXiv:2101.02388), device not named
@@ -33,7 +32,7 @@ def test_cifar10_student(
     row = _time(
         suite,
         benchmark,
-        _student(name).to(device),
+        student(name).to(device),
         name,
         kind,
         dtype,
@@ -56,9 +55,9 @@ def test_bundled_digits_student(
 ) -> None:
     if not BUNDLED.exists():
         pytest.skip(f"{BUNDLED.name} is not in kdgen/assets yet")
-    student = checkpoint.load(BUNDLED).to(device)
+    bundled = checkpoint.load(BUNDLED).to(device)
     n, batch = (16, 8) if suite.smoke else (1024, 256) if device.type == "cpu" else (50_000, 2048)
-    _time(suite, benchmark, student, "digits student", kind, dtype, n, batch)
+    _time(suite, benchmark, bundled, "digits student", kind, dtype, n, batch)
 
 
 def _sizes(suite: suite.Suite, device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
@@ -75,18 +74,18 @@ def _sizes(suite: suite.Suite, device: torch.device, dtype: torch.dtype) -> tupl
 def _time(
     suite: suite.Suite,
     benchmark: Any,
-    student: Denoiser,
+    denoiser: Denoiser,
     case: str,
     kind: str,
     dtype: torch.dtype,
     n: int,
     batch: int,
 ) -> Any:
-    ours = KINDS[kind](student, batch=batch, dtype=dtype)
-    peer = peers.PlainGenerator(student, batch, dtype)
+    ours = KINDS[kind](denoiser, batch=batch, dtype=dtype)
+    peer = peers.PlainGenerator(denoiser, batch, dtype)
     assert ours.nfe == 1
-    assert isinstance(student.net, UNet)
-    works, style, itemsize = model.walk(student.net), model.STYLES["kdgen"], dtype.itemsize
+    assert isinstance(denoiser.net, UNet)
+    works, style, itemsize = model.walk(denoiser.net), model.STYLES["kdgen"], dtype.itemsize
     moved = model.activation_bytes(works, style, itemsize) * n
     moved += model.weight_bytes(works, itemsize) * n / batch
 
@@ -113,20 +112,3 @@ def _time(
     # Out of memory, a generator goes on with smaller batches, and the row would say another.
     assert ours.batch == batch
     return row
-
-
-def _student(name: str) -> Denoiser:
-    net = nets.preset(name)
-    _wake(net)
-    return Denoiser(net, LinearVP(), "residual", sampling=Sampling("ddim", steps=1, clip=1.0))
-
-
-@torch.no_grad()
-def _wake(net: nn.Module) -> None:
-    """Small numbers for what starts at zero, as after training: zeros are cheaper to multiply."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            if not module.weight.any():
-                nn.init.normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.normal_(module.bias, std=0.02)

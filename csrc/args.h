@@ -10,6 +10,7 @@ enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
 // Group norm of x + add, affine, scale and shift, SiLU. Null pointers stand for absent inputs.
 // Images lie one after another; inside one, (channels, size) or, channels last, (size, channels).
+// Channels last, those from `own` on may come from `more`, a tensor of its own.
 struct GroupNorm {
   const void* x;
   const float *weight, *bias;        // (channels)
@@ -19,6 +20,8 @@ struct GroupNorm {
   bool act, channels_last, add_per_image;
   Dtype dtype;
   int threads;
+  const void* more;
+  std::int64_t own;  // channels of x; all of them when there is no more
 };
 
 struct GroupNormForward : GroupNorm {
@@ -29,7 +32,7 @@ struct GroupNormForward : GroupNorm {
 struct GroupNormBackward : GroupNorm {
   const void* dy;
   const float *mean, *rstd;
-  void* dx;
+  void *dx, *dmore;               // like x and more
   float *dweight, *dbias;         // (channels)
   float *dscale, *dshift, *dadd;  // like their inputs; null where those are absent
 };

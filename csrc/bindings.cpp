@@ -69,16 +69,21 @@ void check(const char* op, const kdgen::GroupNorm& p) {
   require(p.groups > 0 && p.channels % p.groups == 0, op,
           std::to_string(p.channels) + " channels, groups is " + std::to_string(p.groups) +
               "; expected groups to divide channels.");
-  require_pointers(op, p.n * p.channels * p.size > 0, {p.x, p.weight, p.bias});
+  require(p.own == p.channels || (p.channels_last && p.own > 0 && p.own < p.channels), op,
+          "x has " + std::to_string(p.own) + " of " + std::to_string(p.channels) +
+              " channels; expected all, or channels last and more for the rest.");
+  const bool used = p.n * p.channels * p.size > 0;
+  require_pointers(op, used, {p.x, p.weight, p.bias});
+  require_pointers(op, used && p.own < p.channels, {p.more});
 }
 
 bool empty(const kdgen::GroupNorm& p) { return p.n * p.channels * p.size == 0; }
 
 void group_norm_silu_forward(Address x, Address weight, Address bias, Address scale, Address shift,
-                             Address add, Address y, Address mean, Address rstd, std::int64_t n,
-                             std::int64_t channels, std::int64_t size, std::int64_t groups,
-                             float eps, bool act, bool channels_last, bool add_per_image, int dtype,
-                             int threads) {
+                             Address add, Address more, Address y, Address mean, Address rstd,
+                             std::int64_t n, std::int64_t channels, std::int64_t own,
+                             std::int64_t size, std::int64_t groups, float eps, bool act,
+                             bool channels_last, bool add_per_image, int dtype, int threads) {
   constexpr const char* op = "group_norm_silu_forward";
   kdgen::GroupNormForward p;
   static_cast<kdgen::GroupNorm&>(p) = {at<void>(x),
@@ -96,7 +101,9 @@ void group_norm_silu_forward(Address x, Address weight, Address bias, Address sc
                                        channels_last,
                                        add_per_image,
                                        dtype_of(op, dtype),
-                                       threads_of(op, threads)};
+                                       threads_of(op, threads),
+                                       at<void>(more),
+                                       own};
   p.y = at<void>(y);
   p.mean = at<float>(mean);
   p.rstd = at<float>(rstd);
@@ -109,11 +116,12 @@ void group_norm_silu_forward(Address x, Address weight, Address bias, Address sc
 }
 
 void group_norm_silu_backward(Address dy, Address x, Address weight, Address bias, Address mean,
-                              Address rstd, Address scale, Address shift, Address add, Address dx,
-                              Address dweight, Address dbias, Address dscale, Address dshift,
-                              Address dadd, std::int64_t n, std::int64_t channels,
-                              std::int64_t size, std::int64_t groups, bool act, bool channels_last,
-                              bool add_per_image, int dtype, int threads) {
+                              Address rstd, Address scale, Address shift, Address add, Address more,
+                              Address dx, Address dmore, Address dweight, Address dbias,
+                              Address dscale, Address dshift, Address dadd, std::int64_t n,
+                              std::int64_t channels, std::int64_t own, std::int64_t size,
+                              std::int64_t groups, bool act, bool channels_last, bool add_per_image,
+                              int dtype, int threads) {
   constexpr const char* op = "group_norm_silu_backward";
   kdgen::GroupNormBackward p;
   static_cast<kdgen::GroupNorm&>(p) = {at<void>(x),
@@ -131,11 +139,14 @@ void group_norm_silu_backward(Address dy, Address x, Address weight, Address bia
                                        channels_last,
                                        add_per_image,
                                        dtype_of(op, dtype),
-                                       threads_of(op, threads)};
+                                       threads_of(op, threads),
+                                       at<void>(more),
+                                       own};
   p.dy = at<void>(dy);
   p.mean = at<float>(mean);
   p.rstd = at<float>(rstd);
   p.dx = at<void>(dx);
+  p.dmore = at<void>(dmore);
   p.dweight = at<float>(dweight);
   p.dbias = at<float>(dbias);
   p.dscale = at<float>(dscale);
@@ -144,6 +155,7 @@ void group_norm_silu_backward(Address dy, Address x, Address weight, Address bia
   check(op, p);
   if (empty(p)) return;
   require_pointers(op, true, {p.dy, p.mean, p.rstd, p.dx, p.dweight, p.dbias});
+  require_pointers(op, p.own < p.channels, {p.dmore});
   const py::gil_scoped_release released;
   const Scratch scratch(kdgen::table().backward_scratch(p));
   kdgen::table().group_norm_silu_backward(p, scratch.aligned());

@@ -52,18 +52,28 @@ void square_rows(const T* __restrict x, std::int64_t rows, std::int64_t width,
   }
 }
 
+// A strip's rows of one image, from row `from` on.
+template <class T>
+const T* rows_of(const GroupNorm& p, const Strip& strip, std::int64_t image, std::int64_t from) {
+  const void* base = strip.more ? p.more : p.x;
+  return static_cast<const T*>(base) + (image * p.size + from) * strip.width;
+}
+
 // Mean and Σ (h - mean)² of every group over one block of rows.
 template <class T>
 void measure_block(const GroupNormForward& p, const ForwardScratch& s, const Blocks& blocks,
                    std::int64_t image, std::int64_t b) {
   const std::int64_t width = p.channels / p.groups, task = image * blocks.count + b;
-  const std::int64_t rows = smaller(blocks.rows, p.size - b * blocks.rows);
-  const T* x = static_cast<const T*>(p.x) + (image * p.size + b * blocks.rows) * p.channels;
+  const std::int64_t from = b * blocks.rows, rows = smaller(blocks.rows, p.size - from);
   float *origin = s.origin + task * p.channels, *total = s.total + task * p.channels;
   double *mean = s.mean + task * p.groups, *spread = s.spread + task * p.groups;
   const float* add = s.add_of + image * p.channels;
-  for (std::int64_t c = 0; c < p.channels; ++c) origin[c] = load(x[c]) + add[c];
-  sum_rows(x, rows, p.channels, origin, add, total);
+  each_strip(p, [&](const Strip& strip) {
+    const T* x = rows_of<T>(p, strip, image, from);
+    float* first = origin + strip.from;
+    for (std::int64_t c = 0; c < strip.width; ++c) first[c] = load(x[c]) + add[strip.from + c];
+    sum_rows(x, rows, strip.width, first, add + strip.from, total + strip.from);
+  });
   const double each = 1.0 / static_cast<double>(rows), share = 1.0 / static_cast<double>(width);
   for (std::int64_t g = 0; g < p.groups; ++g) {
     double m = 0;
@@ -75,7 +85,10 @@ void measure_block(const GroupNormForward& p, const ForwardScratch& s, const Blo
       origin[c] = static_cast<float>(mean[g]);
     }
   }
-  square_rows(x, rows, p.channels, origin, add, total);
+  each_strip(p, [&](const Strip& strip) {
+    square_rows(rows_of<T>(p, strip, image, from), rows, strip.width, origin + strip.from,
+                add + strip.from, total + strip.from);
+  });
   for (std::int64_t g = 0; g < p.groups; ++g) {
     const double rest = mean[g] - static_cast<float>(mean[g]);
     double m2 = 0;
@@ -113,11 +126,12 @@ inline void join_blocks(const GroupNormForward& p, const ForwardScratch& s, cons
   }
 }
 
+// Rows of y are `stride` long.
 template <bool Act, class T>
 void apply_rows(const T* __restrict x, T* __restrict y, std::int64_t rows, std::int64_t width,
-                const float* __restrict mean, const float* __restrict add,
+                std::int64_t stride, const float* __restrict mean, const float* __restrict add,
                 const float* __restrict gain, const float* __restrict offset) {
-  for (std::int64_t r = 0; r < rows; ++r, x += width, y += width) {
+  for (std::int64_t r = 0; r < rows; ++r, x += width, y += stride) {
 #pragma omp simd
     for (std::int64_t c = 0; c < width; ++c) {
       const float z = fused((load(x[c]) + add[c]) - mean[c], gain[c], offset[c]);
@@ -139,11 +153,13 @@ void forward_channels_last(const GroupNormForward& p, const ForwardScratch& s) {
       [&](std::int64_t image, std::int64_t b) { measure_block<T>(p, s, blocks, image, b); },
       [&](std::int64_t image) { join_blocks(p, s, blocks, image); },
       [&](std::int64_t image, std::int64_t b) {
-        const std::int64_t from = b * blocks.rows, c = image * p.channels;
-        const std::int64_t at = (image * p.size + from) * p.channels;
-        apply_rows<Act>(static_cast<const T*>(p.x) + at, static_cast<T*>(p.y) + at,
-                        smaller(blocks.rows, p.size - from), p.channels, s.mean_of + c,
-                        s.add_of + c, s.gain_of + c, s.offset_of + c);
+        const std::int64_t from = b * blocks.rows, rows = smaller(blocks.rows, p.size - from);
+        T* y = static_cast<T*>(p.y) + (image * p.size + from) * p.channels;
+        each_strip(p, [&](const Strip& strip) {
+          const std::int64_t c = image * p.channels + strip.from;
+          apply_rows<Act>(rows_of<T>(p, strip, image, from), y + strip.from, rows, strip.width,
+                          p.channels, s.mean_of + c, s.add_of + c, s.gain_of + c, s.offset_of + c);
+        });
       });
 }
 
@@ -162,18 +178,19 @@ inline void lay_out(const GroupNormBackward& p, const BackwardScratch& s, std::i
   }
 }
 
+// Rows of dy are all channels long; dz is laid out like x. `part` is where the block's sums go.
 template <bool Act, class T>
 void slope_rows(const T* __restrict x, const T* __restrict dy, float* __restrict dz,
                 std::int64_t rows, const GroupNormBackward& p, const BackwardScratch& s,
-                std::int64_t image, std::int64_t part) {
-  const std::int64_t width = p.channels, at = image * width;
+                const Strip& strip, std::int64_t image, std::int64_t part) {
+  const std::int64_t width = strip.width, at = image * p.channels + strip.from;
   const float* __restrict mean = s.mean_of + at, * __restrict add = s.add_of + at;
   const float* __restrict rstd = s.rstd_of + at, * __restrict gain = s.gain_of + at;
   const float* __restrict offset = s.offset_of + at;
   float* __restrict s1 = s.part_dz + part, * __restrict s2 = s.part_dz_xhat + part;
   float* __restrict s3 = s.part_xhat + part;
   for (std::int64_t c = 0; c < width; ++c) s1[c] = s2[c] = s3[c] = 0;
-  for (std::int64_t r = 0; r < rows; ++r, x += width, dy += width, dz += width) {
+  for (std::int64_t r = 0; r < rows; ++r, x += width, dy += p.channels, dz += width) {
 #pragma omp simd
     for (std::int64_t c = 0; c < width; ++c) {
       const float xhat = ((load(x[c]) + add[c]) - mean[c]) * rstd[c];
@@ -210,9 +227,9 @@ inline void join_sums(const GroupNormBackward& p, const BackwardScratch& s, cons
 }
 
 template <class T>
-void return_rows(const T* x, const float* dz, T* dx, std::int64_t rows, std::int64_t width,
-                 const BackwardScratch& s, std::int64_t image) {
-  const std::int64_t at = image * width;
+void return_rows(const T* x, const float* dz, T* dx, std::int64_t rows, const Strip& strip,
+                 const BackwardScratch& s, std::int64_t at) {
+  const std::int64_t width = strip.width;
   const float* __restrict mean = s.mean_of + at, * __restrict add = s.add_of + at;
   const float* __restrict rstd = s.rstd_of + at, * __restrict gain = s.gain_of + at;
   const float* __restrict level = s.level_of + at, * __restrict tilt = s.tilt_of + at;
@@ -230,24 +247,26 @@ template <bool Act, class T>
 void backward_channels_last(const GroupNormBackward& p, const BackwardScratch& s) {
   const Blocks blocks(p);
   const Gradients out = {p, s};
-  const T *x = static_cast<const T*>(p.x), *dy = static_cast<const T*>(p.dy);
-  T* dx = static_cast<T*>(p.dx);
-  float* dz = slopes<T>(p, s);
-  const auto place = [&](std::int64_t image, std::int64_t b) {
-    return (image * p.size + b * blocks.rows) * p.channels;
-  };
+  const T* dy = static_cast<const T*>(p.dy);
   const auto rows = [&](std::int64_t b) { return smaller(blocks.rows, p.size - b * blocks.rows); };
   in_two_passes(
       p, [&](std::int64_t image) { lay_out(p, s, image); },
       [&](std::int64_t image, std::int64_t b) {
-        const std::int64_t at = place(image, b);
-        slope_rows<Act>(x + at, dy + at, dz + at, rows(b), p, s, image,
-                        (image * blocks.count + b) * p.channels);
+        const std::int64_t from = b * blocks.rows, row = image * p.size + from;
+        each_strip(p, [&](const Strip& strip) {
+          slope_rows<Act>(rows_of<T>(p, strip, image, from), dy + row * p.channels + strip.from,
+                          slopes<T>(p, s, strip) + row * strip.width, rows(b), p, s, strip, image,
+                          (image * blocks.count + b) * p.channels + strip.from);
+        });
       },
       [&](std::int64_t image) { join_sums(p, s, out, blocks.count, image); },
       [&](std::int64_t image, std::int64_t b) {
-        const std::int64_t at = place(image, b);
-        return_rows(x + at, dz + at, dx + at, rows(b), p.channels, s, image);
+        const std::int64_t from = b * blocks.rows, row = image * p.size + from;
+        each_strip(p, [&](const Strip& strip) {
+          T* dx = static_cast<T*>(strip.more ? p.dmore : p.dx);
+          return_rows(rows_of<T>(p, strip, image, from), slopes<T>(p, s, strip) + row * strip.width,
+                      dx + row * strip.width, rows(b), strip, s, image * p.channels + strip.from);
+        });
       });
   out.finish();
 }

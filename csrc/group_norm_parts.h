@@ -102,8 +102,9 @@ struct Gradients {
 
 // dz needs float; where dx is float too, it is kept there until dx replaces it.
 template <class T>
-float* slopes(const GroupNormBackward& p, const BackwardScratch& s) {
-  return sizeof(T) == sizeof(float) ? static_cast<float*>(p.dx) : s.slopes;
+float* slopes(const GroupNormBackward& p, const BackwardScratch& s, const Strip& strip) {
+  if (sizeof(T) == sizeof(float)) return static_cast<float*>(strip.more ? p.dmore : p.dx);
+  return s.slopes + p.n * p.size * strip.from;
 }
 
 KDGEN_END

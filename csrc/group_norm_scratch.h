@@ -37,6 +37,20 @@ struct Blocks {
         count((p.size + rows - 1) / rows) {}
 };
 
+// The channels that one tensor holds: `width` of them from `from` on, in rows of its own.
+struct Strip {
+  std::int64_t from, width;
+  bool more;  // from the second tensor
+};
+
+// Calls with the strip of x, and with that of `more` where there is one. Sums are kept for each
+// channel, so where the strips meet changes no bit.
+template <class Call>
+void each_strip(const GroupNorm& p, const Call& call) {
+  call(Strip{0, p.own, false});
+  if (p.own < p.channels) call(Strip{p.own, p.channels - p.own, true});
+}
+
 // Σ dz, Σ dz·xhat and Σ xhat over the places of one channel.
 struct Sums {
   double dz, dz_xhat, xhat;

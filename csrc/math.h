@@ -17,7 +17,9 @@ namespace kdgen {
 
 // Contraction is switched off, so a fused multiply-add happens here and nowhere else.
 KDGEN_INLINE float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if defined(__CUDA_ARCH__)
+  return fmaf(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
@@ -63,24 +65,37 @@ KDGEN_INLINE float load(float v) { return v; }
 KDGEN_INLINE float load(BFloat16 v) { return float_of(static_cast<std::uint32_t>(v.bits) << 16); }
 
 KDGEN_INLINE float load(Half v) {
+#if defined(__CUDA_ARCH__)
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+  return f;
+#else
   const std::uint32_t magnitude = static_cast<std::uint32_t>(v.bits & 0x7fffu) << 13;
   const std::uint32_t sign = static_cast<std::uint32_t>(v.bits & 0x8000u) << 16;
   // As a float the exponent is 112 too small; a product with 2^112 also normalises subnormals.
   const std::uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f);
   const std::uint32_t special = magnitude | 0x7f800000u;  // infinity and NaN
   return float_of(sign | ((v.bits & 0x7c00u) == 0x7c00u ? special : finite));
+#endif
 }
 
 KDGEN_INLINE void store(float* to, float v) { *to = v; }
 
 KDGEN_INLINE void store(BFloat16* to, float v) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(v));
+#else
   const std::uint32_t u = bits_of(v);
   const std::uint32_t nearest_even = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const std::uint32_t nan = 0x7fc0u;
   to->bits = static_cast<std::uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : nearest_even);
+#endif
 }
 
 KDGEN_INLINE void store(Half* to, float v) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(v));
+#else
   const std::uint32_t u = bits_of(v) & 0x7fffffffu;
   const std::uint32_t sign = (bits_of(v) >> 16) & 0x8000u;
   const std::uint32_t rebased = u - (112u << 23);
@@ -91,13 +106,23 @@ KDGEN_INLINE void store(Half* to, float v) {
   h = u >= 0x477ff000u ? 0x7c00u : h;  // 65520 and above round to infinity
   h = u > 0x7f800000u ? 0x7e00u : h;
   to->bits = static_cast<std::uint16_t>(sign | h);
+#endif
 }
 
 // ---- elementary functions -----------------------------------------------------------------------
 
 // e^-x within 2 units in the last place for -88 <= x <= 87; flat above, infinity below, NaN kept.
-// Plain arithmetic (no floor, no float-to-int), so that it vectorises on every target.
+// Plain arithmetic (no floor, no float-to-int), so that it vectorises on every target. A GPU has an
+// instruction for 2^x (2 ulp); what the product with log2(e) loses is put back to first order.
 KDGEN_INLINE float exponential_of_minus(float x) {
+#if defined(__CUDA_ARCH__)
+  x = 87.0f < x ? 87.0f : x;
+  const float t = x * -1.44269504f;
+  const float lost = fmaf(x, -1.92596299e-8f, fmaf(x, -1.44269504f, -t));
+  float e;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(e) : "f"(t));
+  return e < 0x1p127f ? fmaf(e, lost * 0.693147181f, e) : e;  // infinity stays infinity
+#else
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in low bits
   x = 87.0f < x ? 87.0f : x;
   float shifted = fused(x, -1.44269504f, magic);
@@ -112,11 +137,32 @@ KDGEN_INLINE float exponential_of_minus(float x) {
   p = fused(p, r, 5.0e-1f);
   p = fused(fused(p, r, 1.0f), r, 1.0f);
   return p * float_of((bits_of(shifted) - bits_of(magic) + 127u) << 23);
+#endif
 }
 
-KDGEN_INLINE float sigmoid(float z) { return 1.0f / (1.0f + exponential_of_minus(z)); }
+// 2^x; 2 ulp on a GPU. Only its kernels use it.
+KDGEN_INLINE float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
+  return e;
+#else
+  return __builtin_exp2f(x);
+#endif
+}
 
-KDGEN_INLINE float silu(float z) { return z / (1.0f + exponential_of_minus(z)); }
+// a / b; 2 ulp on a GPU, where an exact division would cost more than the rest of a group norm.
+KDGEN_INLINE float quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+
+KDGEN_INLINE float sigmoid(float z) { return quotient(1.0f, 1.0f + exponential_of_minus(z)); }
+
+KDGEN_INLINE float silu(float z) { return quotient(z, 1.0f + exponential_of_minus(z)); }
 
 KDGEN_INLINE float silu_slope(float z) {
   const float s = sigmoid(z);

@@ -12,14 +12,15 @@ from itertools import islice
 
 import torch
 
-from kdgen import distill, pairs, samplers
+from kdgen import distill, pairs
 from kdgen.batches import Source
 from kdgen.data import Images
-from kdgen.denoiser import Denoiser, Sampling
+from kdgen.denoiser import Denoiser
 from kdgen.errors import UsageError
 from kdgen.methods import Nets
+from kdgen.methods.base import drops
 from kdgen.recipes import Stage
-from kdgen.recipes.cost import RK45
+from kdgen.recipes.cost import per_image, per_pair
 from kdgen.train import Blank, probe
 from kdgen.training import fit
 
@@ -43,7 +44,7 @@ def prices(stages: Sequence[Stage], teacher: Denoiser) -> list[Price]:
         nets = cast(stage, models)
         *_, last = stage.method.rounds()
         next(stage.method.rounds()).check(nets)
-        found.append(_price(stage, tutor))
+        found.append(_price(stage, tutor, nets.student))
         student = nets.student
         models.append(student.copy(sampling=last.sampling(student)))
     return found
@@ -54,23 +55,17 @@ def cast(stage: Stage, models: Sequence[Denoiser]) -> Nets:
     return stage.method.cast(distill.tutor(stage, models), stage.method.student(models[-1]))
 
 
-def _price(stage: Stage, tutor: Denoiser) -> Price:
-    method, how = stage.method, stage.how or tutor.sampling
-    if method.data == "pairs":
-        return Price(method.cost, _once(tutor, how) if stage.at is None else stage.at + 1)
+def _price(stage: Stage, tutor: Denoiser, student: Denoiser) -> Price:
+    method = stage.method
+    image = method.cost(drops(student))
     if getattr(method, "online", False):  # the teacher makes every image as training goes
-        how = getattr(method, "how", None) or tutor.sampling
-        return Price(method.cost + _once(tutor, how), 0)
-    return Price(method.cost, 0)
-
-
-def _once(denoiser: Denoiser, how: Sampling) -> int:
-    return RK45 if how.sampler == "rk45" else samplers.evaluations(denoiser.schedule, how)
+        image += per_image(tutor.schedule, getattr(method, "how", None) or tutor.sampling)
+    return Price(image, per_pair(stage, tutor))
 
 
 def updates(stage: Stage) -> int:
     """Optimizer steps over all rounds."""
-    return sum(max(1, round(stage.training.steps * m.length)) for m in stage.method.rounds())
+    return sum(stage.method.updates(stage.training.steps))
 
 
 def evaluations(stages: Sequence[Stage], at: Sequence[Price]) -> int:

@@ -16,6 +16,7 @@ import kdgen
 
 PACKAGE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
+TOOLKITS = ("/usr/local/cuda/bin", "/opt/cuda/bin")  # where installers put one, PATH or not
 AGAIN = "install kdgen again (in a checkout: make test)"
 
 
@@ -26,6 +27,15 @@ class Compiled:
     isa: str = ""  # the instruction set in use
     isas: tuple[str, ...] = ()  # those this machine could use
     openmp: bool = False
+    why: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """Facts about `kdgen._cuda`, the CUDA kernels. `why` and `fix` are empty when it loaded."""
+
+    archs: tuple[str, ...] = ()  # as CMake names them: 80-real is machine code, 90-virtual is not
     why: str = ""
     fix: str = ""
 
@@ -47,13 +57,38 @@ def compiled() -> Compiled:
     return Compiled(_native.isa(), tuple(_native.supported_isas()), _native.openmp)
 
 
+def cuda() -> Cuda:
+    """The CUDA kernels as they load in this process; they need no driver for that."""
+    try:
+        _cuda = importlib.import_module("kdgen._cuda")
+    except ModuleNotFoundError:
+        why, fix = _absent_cuda()
+        return Cuda(why=why, fix=fix)
+    except ImportError as error:
+        return Cuda(why=f"they are here and do not load ({error})", fix=AGAIN)
+    if _cuda.version != kdgen.__version__:
+        why = f"they were built for kdgen {_cuda.version}, this is {kdgen.__version__}"
+        return Cuda(why=why, fix=AGAIN)
+    return Cuda(tuple(_cuda.archs.split(",")))
+
+
+def nvcc() -> str:
+    """The CUDA compiler that the build would take; "" if it would find none."""
+    if chosen := os.environ.get("CUDACXX"):
+        return shutil.which(chosen) or ""
+    homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
+    places = [None, *(f"{home}/bin" for home in homes if home), *TOOLKITS]
+    return next(filter(None, (shutil.which("nvcc", path=p) for p in places)), "")
+
+
 def line() -> str:
     """Python, torch and compiled part in one line. ImportError if torch is not there."""
     import torch
 
     native = compiled()
     part = f"no compiled part ({native.why})" if native.why else f"compiled part using {native.isa}"
-    return f"Python {sys.version.split()[0]}, torch {torch.__version__}, {part}"
+    gpu = "" if cuda().why else ", CUDA kernels"
+    return f"Python {sys.version.split()[0]}, torch {torch.__version__}, {part}{gpu}"
 
 
 def _absent() -> tuple[str, str]:
@@ -80,6 +115,19 @@ def _not_built() -> tuple[str, str]:
         return "no Python.h", f"install {how}, then {AGAIN}"
     why = f"{compiler} is here, but the build failed or was skipped"
     return why, f"KDGEN_STRICT=1 shows its error when you {AGAIN}"
+
+
+def _absent_cuda() -> tuple[str, str]:
+    """Why there are no CUDA kernels, and the remedy."""
+    if compiled().why:
+        return "there is no compiled part at all", ""
+    if os.environ.get("KDGEN_CUDA", "").upper() == "OFF":
+        return "KDGEN_CUDA=OFF leaves them out", f"unset it and {AGAIN}"
+    if compiler := nvcc():
+        why = f"{compiler} is here, but they were not built"
+        return why, f"KDGEN_CUDA=ON shows the error when you {AGAIN}"
+    how = "the CUDA toolkit 11.8 or newer (https://developer.nvidia.com/cuda-downloads)"
+    return "no CUDA compiler (nvcc)", f"install {how}, then {AGAIN}"
 
 
 def _installed_elsewhere(suffix: str) -> Path | None:

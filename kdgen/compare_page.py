@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,12 +61,26 @@ class Comparison:
         """Over the seeds."""
         return [r.quality[nfe] for r in self.of(method)]
 
-    def gain(self, method: str, nfe: int) -> float | None:
+    def gain(self, nfe: int, found: list[float]) -> float | None:
         """How many times nearer than the teacher at as many evaluations."""
         base = self.teacher.get(nfe)
-        if base is None:
-            return None
-        return statistics.mean(base) / statistics.mean(self.distances(method, nfe))
+        return None if base is None else statistics.mean(base) / statistics.mean(found)
+
+    def on_the_way(self, method: str) -> list[tuple[str, int, list[float]]]:
+        """(name, evaluations, distances over the seeds) of kept models that `quality` has not."""
+        return [
+            (
+                f"{method}, {kept.name}",
+                kept.nfe,
+                [
+                    other.distance
+                    for record in self.of(method)
+                    for other in record.kept
+                    if (other.stage, other.round) == (kept.stage, kept.round)
+                ],
+            )
+            for kept in self.of(method)[0].hidden()
+        ]
 
     @property
     def goal(self) -> float:
@@ -145,23 +159,29 @@ class Page:
         return rows
 
     def _rows_of(self, method: str) -> list[list[str]]:
-        """One row for every number of evaluations; costs stand beside the method's own."""
-        c, rows = self.comparison, []
-        own = c.of(method)[0]
+        """Kept models, then one row for every number of evaluations; costs stand beside the
+        method's own."""
+        c, own = self.comparison, self.comparison.of(method)[0]
+        rows = [self._row(*kept) for kept in c.on_the_way(method)]
         for nfe in own.quality:
-            found, gain = c.distances(method, nfe), c.gain(method, nfe)
             costs = self._costs(method) if nfe == own.nfe else [""] * 4
-            rows.append(
-                [
-                    method,
-                    str(nfe),
-                    spread(found),
-                    "" if gain is None else f"{gain:.1f}",
-                    f"{statistics.mean(found) / c.goal:.2f}",
-                    *costs,
-                ]
-            )
+            rows.append(self._row(method, nfe, c.distances(method, nfe), costs))
         return rows
+
+    def _row(
+        self, name: str, nfe: int, found: list[float], costs: Sequence[str] = ("",) * 4
+    ) -> list[str]:
+        c = self.comparison
+        gain = c.gain(nfe, found)
+        better = "" if gain is None else f"{gain:.1f}"
+        return [
+            name,
+            str(nfe),
+            spread(found),
+            better,
+            f"{statistics.mean(found) / c.goal:.2f}",
+            *costs,
+        ]
 
     def _costs(self, method: str) -> list[str]:
         c = self.comparison

@@ -136,7 +136,7 @@ def steps(
     with Run(out, config) as directory:
         if wanted is not None:
             source = make_pairs(out / "pairs", teacher, wanted, directory)
-        total = sum(max(1, round(training.steps * m.length)) for m in rounds)
+        total = sum(stage.method.updates(training.steps))
         updates = fit(stage.method, nets, source, training, run=directory)
         for step in cli.bar(updates, total, training.batch, stage.method.name):
             yield step

@@ -93,8 +93,7 @@ class Loop:
         self.plan, self.training = list(method.rounds()), training
         check_nets(method, len(self.plan), nets)
         # Updates done at the beginning of every round, and after the last.
-        lengths = (max(1, round(training.steps * m.length)) for m in self.plan)
-        self.starts = list(accumulate(lengths, initial=0))
+        self.starts = list(accumulate(method.updates(training.steps), initial=0))
         self.roles, self.phases = tuple(method.roles), tuple(method.phases)
         self.nets = Nets(nets)
         student = self.nets.student

@@ -21,6 +21,7 @@ from kdgen import checkpoint, durable, kernels, noise, samplers, solvers
 from kdgen.denoiser import Denoiser, Guided, Sampling
 from kdgen.errors import CheckpointError, DataError, NonFiniteError
 from kdgen.lock import Lock
+from kdgen.rows import padded
 
 PLAN, FILE = "plan.json", "pairs.safetensors"
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uint8}
@@ -178,7 +179,7 @@ def _make(root: Path, k: int, teacher: Denoiser, wanted: Plan, batch: int) -> It
 def teach(teacher: Denoiser, wanted: Plan, index: Tensor) -> Tensor:
     """The images of pairs index (n,), float32 in [-1, 1] on the CPU."""
     training, device = teacher.training, next(iter(teacher.state_dict().values())).device
-    lanes = samplers.padded(index)
+    lanes = padded(index)
     label = wanted.label(lanes)
     z, label = wanted.z(lanes).to(device), None if label is None else label.to(device)
     try:

@@ -11,18 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdgen import kernels, noise, solvers
+from kdgen import adaptive, kernels, noise, solvers
 from kdgen.denoiser import Denoiser, Guided, Prediction, Predicts, Sampling
 from kdgen.schedules import NoiseSchedule
-
-# BLAS libraries sum in another order for fewer rows. Padding every batch to a multiple of this
-# keeps an image's bits independent of the batch it came in.
-LANES = 8
-
-
-def padded(rows: Tensor) -> Tensor:
-    """rows (n, …) with the last one repeated until their number is a multiple of LANES."""
-    return torch.cat([rows, rows[-1:].expand(-len(rows) % LANES, *rows.shape[1:])])
 
 
 def ddim(
@@ -202,7 +193,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "few_step": few_step,
     "velocity_heun": solvers.velocity_heun,
     "dpm": solvers.dpm,
-    "rk45": solvers.rk45,
+    "rk45": adaptive.rk45,
 }
 _TWICE = ("heun", "velocity_heun")  # evaluate twice a step, but once in the last
 
@@ -271,7 +262,7 @@ def sample(
     if how.sampler == "dpm":
         return solvers.dpm(guided, z, how.steps, label, grid=how.grid, clip=how.clip)
     if how.sampler == "rk45":
-        return solvers.rk45(guided, z, label)
+        return adaptive.rk45(guided, z, label)
     raise ValueError(
         f"sample: unknown sampler {how.sampler!r}; expected {', '.join(SAMPLERS)}. Pick one."
     )

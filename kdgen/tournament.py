@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kdgen import budget, checkpoint, distill, durable, metrics, noise, samplers
 from kdgen.data import Images
@@ -26,12 +24,31 @@ STEPS = (16, 8, 4, 2, 1)  # of a chain that can be cut short
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A model that a run leaves on its way: the student of a stage before the last, or of a round
+    (None: of the whole stage) before a stage's last; both count from 1."""
+
+    stage: int
+    round: int | None
+    method: str
+    nfe: int
+    distance: float
+
+    @property
+    def name(self) -> str:
+        """For a table."""
+        part = "" if self.round is None else f", round {self.round}"
+        return f"stage {self.stage}{part} ({self.method})"
+
+
+@dataclass(frozen=True)
 class Record:
     """What one method did with one seed.
 
     quality: Fréchet distance on the classifier's features by number of evaluations; curve:
     (evaluations spent on training, that distance), sampled the student's own way; evaluations and
-    seconds: of training and making pairs; straightness: of the last model that has a path, or None.
+    seconds: of training and making pairs; straightness: of the last model that has a path, or None;
+    kept: every model on the way, those of the last stage's rounds are in quality too.
     """
 
     method: str
@@ -44,6 +61,7 @@ class Record:
     straightness: float | None
     settings: list[dict[str, Any]]
     about: dict[str, Any]  # teacher, data and n, as `Judge.about` says them
+    kept: list[Kept] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all."""
@@ -55,7 +73,13 @@ class Record:
         facts = json.loads(path.read_bytes())
         quality = {int(k): v for k, v in facts.pop("quality").items()}
         curve = [(int(x), y) for x, y in facts.pop("curve")]
-        return cls(quality=quality, curve=curve, **facts)
+        kept = [Kept(**k) for k in facts.pop("kept", [])]
+        return cls(quality=quality, curve=curve, kept=kept, **facts)
+
+    def hidden(self) -> list[Kept]:
+        """Those whose number of evaluations stands for another model in `quality`."""
+        last = len(self.settings)
+        return [k for k in self.kept if k.stage < last or self.quality[k.nfe] != k.distance]
 
 
 @dataclass(frozen=True)
@@ -138,17 +162,19 @@ def play(
                 cost = spent + budget.spent(stage, prices[k - 1], step.number)
                 diary.note(step, round(cost), judge.distance(step.ema))
         models.append(step.ema.copy().eval())
+    passed = list(_kept(stages, models, out, judge))
     record = Record(
         method=name,
         seed=judge.seed,
         nfe=samplers.evaluations(models[-1].schedule, models[-1].sampling),
-        quality=_quality(models[-1], out, judge),
+        quality=_quality(models[-1], [k for k in passed if k.stage == len(stages)], judge),
         curve=[(x, y) for _, x, y in diary.points],
         evaluations=budget.evaluations(stages, prices),
         seconds=diary.seconds,
         straightness=_straightness(models[1:], judge),
         settings=settings,
         about=about,
+        kept=passed,
     )
     record.save(kept)
     return record
@@ -209,19 +235,30 @@ class _Diary:
         durable.replace_file(self._path, json.dumps(body).encode())
 
 
-def _quality(student: Denoiser, out: Path, judge: Judge) -> dict[int, float]:
+def _kept(
+    stages: Sequence[Stage], models: Sequence[Denoiser], out: Path, judge: Judge
+) -> Iterator[Kept]:
+    """What a finished run has kept on its way, each measured as it is sampled; models[k] is the
+    student of stage k."""
+    for k, stage in enumerate(stages, 1):
+        device = next(models[k].parameters()).device
+        rounds = sorted((distill.folder(out, stages, k) / distill.ROUNDS).glob("*"))
+        found: list[tuple[int | None, Denoiser]] = [
+            (r, checkpoint.load(path).to(device)) for r, path in enumerate(rounds[:-1], 1)
+        ]
+        if k < len(stages):
+            found.append((None, models[k]))
+        for r, model in found:
+            nfe = samplers.evaluations(model.schedule, model.sampling)
+            yield Kept(k, r, stage.method.name, nfe, judge.distance(model))
+
+
+def _quality(student: Denoiser, rounds: Sequence[Kept], judge: Judge) -> dict[int, float]:
     """By number of evaluations; the final student's where a round's takes as many."""
-    found, device = {}, next(student.parameters()).device
-    for model, how in [*_rounds(out, device), *_ways(student)]:
+    found = {k.nfe: k.distance for k in rounds}
+    for model, how in _ways(student):
         found[samplers.evaluations(model.schedule, how)] = judge.distance(model, how)
     return dict(sorted(found.items(), reverse=True))
-
-
-def _rounds(out: Path, device: torch.device) -> Iterator[tuple[Denoiser, Sampling]]:
-    """The students of a run's rounds, each in its own way."""
-    for path in sorted((out / distill.ROUNDS).glob("*")):
-        model = checkpoint.load(path).to(device)
-        yield model, model.sampling
 
 
 def _ways(student: Denoiser) -> Iterator[tuple[Denoiser, Sampling]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -102,9 +102,10 @@ def run(args: Args) -> None:
         "recipe": args.recipe,
         "data": images.digest,
     }
+    updates = sum(recipe.method.updates(training.steps))
     with Run(args.out, config) as directory:
         steps = fit(recipe.method, nets, images, training, run=directory)
-        for step in cli.bar(steps, training.steps, training.batch, "teacher"):
+        for step in cli.bar(steps, updates, training.batch, "teacher"):
             if step.number == 50 or step.every(args.sample_every) or step.number == step.steps:
                 picture(step.ema, args.out / "samples" / f"step-{step.number:06d}.png")
     print(f"teacher in {args.out}; next: python -m kdgen.distill --teacher {args.out}")
@@ -139,7 +140,7 @@ def dry_run(
         stamps.append(time.perf_counter())
     steps = [b - a for a, b in pairwise(stamps)] or [stamps[0] - begun]
     pace = statistics.median(steps) * training.batch / tried.batch
-    updates = sum(max(1, round(training.steps * m.length)) for m in method.rounds())
+    updates = sum(method.updates(training.steps))
     print(f"dry run, nothing written\n{estimate(nets, method, training, updates, pace)}")
     if tried.batch < training.batch:
         print(f"  (measured on batches of {tried.batch}, scaled)")
@@ -159,12 +160,13 @@ def estimate(
     """What a run costs, for people."""
     student = nets["student"]
     parameters = sum(p.numel() for p in student.parameters())
-    # float32 weights, gradients, two Adam moments and the average; a checkpoint lacks the gradients
-    trained = {role for phase in method.phases for role in method.trained(phase)}
-    learning = sum(p.numel() for role in trained for p in nets[role].parameters())
-    resting = sum(p.numel() for r in method.roles if r not in trained for p in nets[r].parameters())
+    trained = [method.trained(phase) for phase in method.phases]
+    weights = _weights(nets, method.roles)
+    learning = _weights(nets, {role for roles in trained for role in roles})
     averaged = parameters if training.ema.kind != "none" else 0
-    states = 4 * (4 * learning + resting + averaged) / 2**20
+    # float32; two Adam moments of what is trained, the gradients of one phase at a time
+    gradients = max(_weights(nets, roles) for roles in trained)
+    states = 4 * (weights + 2 * learning + gradients + averaged) / 2**20
     saved = 4 * (3 * learning + averaged) / 2**20
     hours = updates * pace / 3600
     length = f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
@@ -178,6 +180,10 @@ def estimate(
         f"{updates:,} steps": length,
     }
     return "\n".join(f"  {name:<18}{value}" for name, value in facts.items())
+
+
+def _weights(nets: Mapping[str, Denoiser], roles: Iterable[str]) -> int:
+    return sum(p.numel() for role in roles for p in nets[role].parameters())
 
 
 def peak_memory(device: torch.device) -> float:

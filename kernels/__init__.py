@@ -1,5 +1,6 @@
 """Floor 0: arithmetic. Each op is one plain-torch definition and the faster versions of it."""
 
+from .attention import attention
 from .bias_residual import bias_residual
 from .chain_step import chain_step, chain_step_uint8
 from .ddim_update import ddim_update, ddim_update_uint8
@@ -12,6 +13,7 @@ from .to_uint8 import to_uint8
 
 OPS = (
     group_norm_silu,
+    attention,
     bias_residual,
     scale_input,
     ddim_update,
@@ -31,6 +33,7 @@ __all__ = [
     "Fallback",
     "Op",
     "Unavailable",
+    "attention",
     "bias_residual",
     "chain_step",
     "chain_step_uint8",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _triton, checks, layout, library, native, native_steps
+from . import _triton, checks, cuda, layout, library, native, native_steps
 from .dispatch import Backend, Example, Op, requested
 
 NAME = "bias_residual"
@@ -161,6 +161,7 @@ bias_residual = Op(
             ("cuda",),
             lambda *args: _triton.load(NAME).backward(*args),
         ),
+        Backend("cuda", cuda.bias_residual, cuda.unable, ("cuda",), cuda.bias_residual_backward),
         Backend("reference", reference, lambda *_: "", (), backward_reference),
     ),
     examples,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _triton, checks, layout, library, native, native_steps
+from . import _triton, checks, cuda, layout, library, native, native_steps
 from .dispatch import Backend, Example, Op, requested
 from .to_uint8 import reference as to_bytes
 
@@ -117,6 +117,7 @@ def _op(
                 _triton_unable,
                 ("cuda",),
             ),
+            Backend("cuda", getattr(cuda, name), cuda.unable_to_step, ("cuda",)),
             Backend("reference", definition, lambda *_: ""),
         ),
         examples,

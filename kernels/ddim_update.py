@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _triton, checks, layout, library, native
+from . import _triton, checks, cuda, layout, library, native
 from .dispatch import Backend, Example, Op, requested
 from .to_uint8 import reference as to_bytes
 
@@ -218,6 +218,7 @@ ddim_update = Op(
             _triton.unable,
             ("cuda",),
         ),
+        Backend("cuda", cuda.ddim_update, cuda.unable, ("cuda",)),
         Backend("reference", reference, lambda *_: ""),
     ),
     examples,
@@ -234,6 +235,7 @@ ddim_update_uint8 = Op(
             _triton.unable,
             ("cuda",),
         ),
+        Backend("cuda", cuda.ddim_update_uint8, cuda.unable, ("cuda",)),
         Backend("reference", bytes_reference, lambda *_: ""),
     ),
     examples,

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 VARIABLE = "KDGEN_KERNELS"
-BACKENDS = ("native", "triton", "reference")
+BACKENDS = ("native", "sdpa", "triton", "cuda", "reference")
 
 _chosen: ContextVar[str] = ContextVar("kdgen_kernels", default="")
 _known: dict[str, Op[Any, Any]] = {}
@@ -232,8 +232,10 @@ def parse(choice: str, where: str = VARIABLE) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _wanted(choice: str, name: str) -> str:
+    """A backend named for this op, else the one named for all, where this op has it."""
     wanted = parse(choice)
-    return wanted.get(name, wanted.get("", ""))
+    general = wanted.get("", "")
+    return wanted.get(name, general if general in _known[name].by_name else "")
 
 
 def _device(args: tuple[Any, ...]) -> str:

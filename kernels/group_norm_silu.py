@@ -1,8 +1,9 @@
 """y = silu((GN(x + add)·weight + bias)·(1 + scale) + shift), the step between any two convolutions.
 
 Wu & He 2018 (arXiv:1803.08494) for the norm; scale and shift are FiLM's, `add` is the per-channel
-noise-level embedding of DDPM's residual block. Statistics and arithmetic are float32 whatever the
-storage (float64 for float64).
+noise-level embedding of DDPM's residual block. `more` stands behind x in the channels without being
+copied there: what a U-Net's decoder gets from its encoder. Statistics and arithmetic are float32
+whatever the storage (float64 for float64).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _triton, checks, layout, library, native
+from . import _triton, checks, cuda, layout, library, native
 from .dispatch import Backend, Example, Op, requested
 
 NAME = "group_norm_silu"
@@ -32,9 +33,13 @@ def reference(
     shift: Tensor | None = None,
     add: Tensor | None = None,
     act: bool = True,
+    more: Tensor | None = None,
 ) -> Tensor:
-    """x (N, C, …); weight, bias (C,); scale, shift (N, C); add (N, C) or (C,). Returns like x."""
-    return forward_reference(x, weight, bias, groups, eps, scale, shift, add, act)[0]
+    """x (N, C, …); weight, bias (C,); scale, shift (N, C); add (N, C) or (C,). Returns like x.
+
+    With `more` (N, C2, …) it is all of that for x and more as one tensor of C + C2 channels.
+    """
+    return forward_reference(x, weight, bias, groups, eps, scale, shift, add, act, more)[0]
 
 
 def forward_reference(
@@ -47,8 +52,10 @@ def forward_reference(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> Pair:
     """The output, and statistics (2, N, groups): mean and reciprocal standard deviation."""
+    x = layout.joined(x, more)
     h = _widen(x, add)
     size = x.shape[1] // groups
     grouped = h.unflatten(1, (groups, size))  # (N, groups, C / groups, …)
@@ -79,8 +86,11 @@ def backward_reference(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, weight, bias, scale, shift, add; float32, and (0,) for an absent input."""
+    """Gradients of x, weight, bias, scale, shift, add, more; float32 but for those of x and more,
+    and (0,) for an absent input."""
+    form, own, x = layout.of(x), x.shape[1], layout.joined(x, more)
     h = _widen(x, add)
     weight, bias, dy = (v.to(h.dtype) for v in (weight, bias, dy))
     lift = 1 if scale is None else 1 + scale.to(h.dtype)
@@ -106,13 +116,16 @@ def backward_reference(
         dz = dy * sigma * (1 + z * (1 - sigma))
     s1, s2, dxhat = total(dz), total(dz * xhat), dz * gain
     dx = rstd * (dxhat - group_mean(dxhat) - xhat * group_mean(dxhat * xhat))
+    # Copies: an answer must not share memory with an argument, nor with another answer.
+    given = dx.to(x.dtype)
     return (
-        dx.to(x.dtype, copy=True).contiguous(memory_format=layout.of(x)),
+        given[:, :own].clone(memory_format=form),
         (s2 * lift).sum(0),
         (s1 * lift).sum(0),
         dx.new_empty(0) if scale is None else weight * s2 + bias * s1,
         dx.new_empty(0) if shift is None else s1.clone(),
         dx.new_empty(0) if add is None else total(dx).sum(0) if add.ndim == 1 else total(dx),
+        x.new_empty(0) if more is None else given[:, own:].clone(memory_format=form),
     )
 
 
@@ -131,14 +144,18 @@ def check(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> None:
     """ValueError for anything `reference` does not define."""
     checks.floating(NAME, "x", x)
     checks.rank(NAME, "x", x, "(N, C, …)", 2)
     n, c = x.shape[:2]
+    both = "x has"
+    if more is not None:
+        both, c = "x and more have", c + _check_more(x, more)
     if groups < 1 or c % groups:
         raise ValueError(
-            f"{NAME}: x has {c} channels, groups is {groups}; expected groups to divide channels. "
+            f"{NAME}: {both} {c} channels, groups is {groups}; expected groups to divide channels. "
             f"Pass groups={max(g for g in range(1, max(1, min(groups, c)) + 1) if c % g == 0)}."
         )
     if not eps >= 0:
@@ -154,23 +171,45 @@ def check(
         checks.beside(NAME, "add", add, x, per_image, per_channel)
 
 
+def _check_more(x: Tensor, more: Tensor) -> int:
+    """The channels it has."""
+    checks.dtype(NAME, "more", more, x.dtype)
+    checks.rank(NAME, "more", more, f"{x.ndim} dimensions, as x", x.ndim, x.ndim)
+    channels = max(1, more.shape[1])
+    checks.beside(NAME, "more", more, x, (x.shape[0], channels, *x.shape[2:]))
+    return channels
+
+
 def examples(dtype: torch.dtype, device: torch.device) -> list[Example]:
-    """Shapes of real networks in the small: both layouts, odd sizes, wide groups, FiLM, add."""
+    """Shapes of real networks in the small: both layouts, odd sizes, wide groups, FiLM, add, and a
+    second input, whose seam may go through a group."""
     r = torch.Generator().manual_seed(7)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=r).to(device, dtype)
 
+    def image(n: int, c: int, size: tuple[int, ...], last: bool) -> Tensor:
+        x = normal(n, c, *size) * 1.5 - 2.3
+        return x.contiguous(memory_format=layout.CHANNELS_LAST[x.ndim]) if last else x
+
     def one(
-        name: str, shape: tuple[int, ...], groups: int, film: bool, add: int, act: bool, last: bool
+        name: str,
+        shape: tuple[int, ...],
+        groups: int,
+        film: bool,
+        add: int,
+        act: bool,
+        last: bool,
+        behind: int = 0,
     ) -> Example:
-        n, c = shape[:2]
-        x = normal(*shape) * 1.5 - 2.3
-        x = x.contiguous(memory_format=layout.CHANNELS_LAST[x.ndim]) if last else x
+        n, c, *size = shape
+        x = image(n, c, tuple(size), last)
+        more = image(n, behind, tuple(size), last) if behind else None
+        c += behind
         weight, bias = 1 + normal(c) / 2, normal(c)
         scale, shift = (normal(n, c) / 2, normal(n, c)) if film else (None, None)
         plus = None if add == 0 else normal(c) if add == 1 else normal(n, c)
-        return Example(name, (x, weight, bias, groups, 1e-6, scale, shift, plus, act))
+        return Example(name, (x, weight, bias, groups, 1e-6, scale, shift, plus, act, more))
 
     return [
         one("plain", (2, 32, 8, 8), 8, False, 0, True, False),
@@ -180,12 +219,15 @@ def examples(dtype: torch.dtype, device: torch.device) -> list[Example]:
         one("linear", (2, 8, 16), 1, True, 1, False, False),
         one("last-linear", (1, 64, 5, 3), 16, False, 1, False, True),
         one("no-space", (4, 16), 4, False, 0, True, False),
+        one("more", (2, 20, 4, 4), 4, True, 1, True, False, behind=12),
+        one("more-last", (3, 32, 4, 4), 8, False, 2, True, True, behind=16),
+        one("seam-in-a-group", (2, 32, 4, 4), 4, True, 1, True, True, behind=16),
     ]
 
 
 # ---- registration ---------------------------------------------------------------------------
 
-_INPUTS = "Tensor? scale, Tensor? shift, Tensor? add, bool act, str backend"
+_INPUTS = "Tensor? scale, Tensor? shift, Tensor? add, bool act, Tensor? more, str backend"
 
 
 def _run(*args: Any) -> Pair:
@@ -195,15 +237,17 @@ def _run(*args: Any) -> Pair:
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: Any) -> Pair:
     wide = torch.promote_types(x.dtype, torch.float32)
-    return layout.empty(x, layout.of(x)), x.new_empty((2, x.shape[0], groups), dtype=wide)
+    y = layout.empty(x, layout.of(x), weight.shape[0])
+    return y, x.new_empty((2, x.shape[0], groups), dtype=wide)
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
     _, x, weight, bias, _, groups, *extras, backend = args
     chosen = group_norm_silu.pick((x, weight, bias, groups, 0.0, *extras), backend)
     assert chosen.backward is not None
-    found = chosen.backward(*args[:-1])
-    return tuple(x.new_empty(0, dtype=found[1].dtype) if g is None else g for g in found)
+    *found, dmore = chosen.backward(*args[:-1])
+    grads = (x.new_empty(0, dtype=found[1].dtype) if g is None else g for g in found)
+    return *grads, x.new_empty(0) if dmore is None else dmore
 
 
 def _fake_backward(
@@ -216,11 +260,14 @@ def _fake_backward(
     scale: Tensor | None,
     shift: Tensor | None,
     add: Tensor | None,
+    act: bool,
+    more: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor, ...]:
-    inputs = (weight, bias, scale, shift, add)
+    inputs, form = (weight, bias, scale, shift, add), layout.of(x)
     grads = [x.new_empty(0 if v is None else v.shape, dtype=statistics.dtype) for v in inputs]
-    return layout.empty(x, layout.of(x)), *grads
+    dmore = x.new_empty(0) if more is None else layout.empty(more, form)
+    return layout.empty(x, form), *grads, dmore
 
 
 library.define(
@@ -231,28 +278,28 @@ library.define(
 )
 library.define(
     f"{NAME}_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor statistics,"
-    f" int groups, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f" int groups, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    x, weight, bias, groups, _, scale, shift, add, act, backend = inputs
-    ctx.save_for_backward(x, weight, bias, output[1], scale, shift, add)
+    x, weight, bias, groups, _, scale, shift, add, act, more, backend = inputs
+    ctx.save_for_backward(x, weight, bias, output[1], scale, shift, add, more)
     ctx.mark_non_differentiable(output[1])
     ctx.options = groups, act, backend
 
 
 def _traced_backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, weight, bias, statistics, scale, shift, add = ctx.saved_tensors
+    x, weight, bias, statistics, scale, shift, add, more = ctx.saved_tensors
     groups, act, backend = ctx.options
-    inputs = (x, weight, bias, scale, shift, add)
+    inputs = (x, weight, bias, scale, shift, add, more)
     found = torch.ops.kdgen.group_norm_silu_backward(
-        dy, x, weight, bias, statistics, groups, scale, shift, add, act, backend
+        dy, x, weight, bias, statistics, groups, scale, shift, add, act, more, backend
     )
-    dx, dw, db, *extras = _as_inputs(found, inputs)
-    return dx, dw, db, None, None, *extras, None, None
+    dx, dw, db, *extras, dmore = _as_inputs(found, inputs)
+    return dx, dw, db, None, None, *extras, None, dmore, None
 
 
 def _as_inputs(found: Any, inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
@@ -274,8 +321,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: Backend, *args: Any) -> Tensor:
         y, statistics = backend.run(*args)
-        x, weight, bias, groups, _, scale, shift, add, act = args
-        ctx.save_for_backward(x, weight, bias, statistics, scale, shift, add)
+        x, weight, bias, groups, _, scale, shift, add, act, more = args
+        ctx.save_for_backward(x, weight, bias, statistics, scale, shift, add, more)
         ctx.options = groups, act, backend.backward
         out: Tensor = y
         return out
@@ -287,11 +334,11 @@ class _Fused(torch.autograd.Function):
 
 
 def _direct(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, weight, bias, statistics, scale, shift, add = ctx.saved_tensors
+    x, weight, bias, statistics, scale, shift, add, more = ctx.saved_tensors
     groups, act, backward = ctx.options
-    found = backward(dy, x, weight, bias, statistics, groups, scale, shift, add, act)
-    dx, dw, db, *extras = _as_inputs(found, (x, weight, bias, scale, shift, add))
-    return None, dx, dw, db, None, None, *extras, None
+    found = backward(dy, x, weight, bias, statistics, groups, scale, shift, add, act, more)
+    dx, dw, db, *extras, dmore = _as_inputs(found, (x, weight, bias, scale, shift, add, more))
+    return None, dx, dw, db, None, None, *extras, None, dmore
 
 
 # Second derivatives raise instead of coming out as zero; the reference has them.
@@ -308,10 +355,11 @@ def _call(
     shift: Tensor | None = None,
     add: Tensor | None = None,
     act: bool = True,
+    more: Tensor | None = None,
 ) -> Tensor:
-    args = (x, weight, bias, groups, eps, scale, shift, add, act)
+    args = (x, weight, bias, groups, eps, scale, shift, add, act, more)
     check(*args)
-    tensors = (x, weight, bias, scale, shift, add)
+    tensors = (x, weight, bias, scale, shift, add, more)
     if not library.plain(*tensors):
         y: Tensor = torch.ops.kdgen.group_norm_silu(*args, library.requested(NAME))[0]
         return y
@@ -325,9 +373,10 @@ def _call(
     return y
 
 
-def _triton_unable(x: Tensor, *_: Any) -> str:
-    if x.numel() >= 2**31 and math.prod(x.shape[1:]) >= 2**31:  # offsets inside an image: 32 bits
-        return f"an image has {math.prod(x.shape[1:])} values; expected fewer than 2**31"
+def _triton_unable(x: Tensor, weight: Tensor, *_: Any) -> str:
+    image = len(weight) * math.prod(x.shape[2:])
+    if image >= 2**31:  # offsets inside an image: 32 bits
+        return f"an image has {image} values; expected fewer than 2**31"
     return _triton.unable(x)
 
 
@@ -349,6 +398,13 @@ group_norm_silu = Op(
             _triton_unable,
             ("cuda",),
             lambda *args: _triton.load(NAME).backward(*args),
+        ),
+        Backend(
+            "cuda",
+            cuda.group_norm_silu,
+            cuda.unable_to_norm,
+            ("cuda",),
+            cuda.group_norm_silu_backward,
         ),
         Backend("reference", forward_reference, lambda *_: "", (), backward_reference),
     ),

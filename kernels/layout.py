@@ -24,8 +24,26 @@ def dense(x: Tensor, like: torch.memory_format) -> Tensor:
     return x if x.is_contiguous(memory_format=like) else x.contiguous(memory_format=like)
 
 
-def empty(x: Tensor, like: torch.memory_format) -> Tensor:
-    return torch.empty_like(x, memory_format=like)
+def empty(x: Tensor, like: torch.memory_format, channels: int | None = None) -> Tensor:
+    """Like `x` in that layout; with another number of channels, where one is given."""
+    if channels is None or channels == x.shape[1]:
+        return torch.empty_like(x, memory_format=like)
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=like)
+
+
+def joined(x: Tensor, more: Tensor | None) -> Tensor:
+    """`more` behind `x` in the channels, in the layout of `x`; `x` itself when there is no more."""
+    if more is None:
+        return x
+    form = of(x)
+    return dense(torch.cat([dense(x, form), dense(more, form)], 1), form)
+
+
+def parted(v: Tensor, like: torch.memory_format, own: int) -> tuple[Tensor, Tensor]:
+    """Copies of the first `own` channels and of the rest: `joined` undone."""
+    first, rest = v[:, :own], v[:, own:]
+    return first.clone(memory_format=like), rest.clone(memory_format=like)
 
 
 def empty_padded(x: Tensor, dtype: torch.dtype | None, channels: int | None) -> Tensor:
@@ -56,3 +74,14 @@ def channels_last(like: torch.memory_format) -> bool:
 def broadcast(value: Tensor, x: Tensor) -> Tensor:
     """(C,) or (N, C) beside `x` (N, C, …)."""
     return value.reshape(*value.shape, *([1] * (x.ndim - 2)))
+
+
+def pixels(x: Tensor) -> Tensor:
+    """`x` (N, C, …) as (N, pixels, C), channels innermost; a view where its strides allow it."""
+    rows = x.flatten(2).mT
+    return rows if rows.stride(2) == 1 else rows.contiguous()
+
+
+def image(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The way back: (N, pixels, C) as (N, C, …) of this shape, a view."""
+    return rows.mT.view(shape)

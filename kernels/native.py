@@ -60,25 +60,26 @@ def group_norm_silu(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `forward_reference` of the op."""
-    form = layout.of(x)
-    x = layout.dense(x, form)
-    n, c = x.shape[:2]
-    y = layout.empty(x, form)
+    form, x, more = _inputs(x, more)
+    n, c = x.shape[0], weight.shape[0]
+    y = layout.empty(x, form, c)
     statistics = torch.empty((2, n, groups))
-    if not x.numel():
+    if not y.numel():
         return y, statistics.fill_(float("nan"))
     kept = [_small(v) for v in (weight, bias, scale, shift, add)]
     _native().group_norm_silu_forward(
         x.data_ptr(),
-        *map(_address, kept),
+        *map(_address, (*kept, more)),
         y.data_ptr(),
         statistics.data_ptr(),
         statistics.data_ptr() + 4 * n * groups,
         n,
         c,
-        x.numel() // (n * c),
+        x.shape[1],
+        y.numel() // (n * c),
         groups,
         eps,
         act,
@@ -101,38 +102,55 @@ def group_norm_silu_backward(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """As `backward_reference` of the op; None for an absent input."""
-    form = layout.of(x)
-    x, dy = layout.dense(x, form), layout.dense(dy, form)
-    n, c = x.shape[:2]
-    dx = layout.empty(x, form)
+    own, apart = x.shape[1], more is not None
+    form, x, more = _inputs(x, more)
+    dy = layout.dense(dy, form)
+    n, c = dy.shape[:2]
+    dx, dmore = layout.empty(x, form), None if more is None else layout.empty(more, form)
     inputs = (weight, bias, scale, shift, add)
     kept = [_small(v) for v in inputs]
     grads = [None if v is None else torch.empty_like(v) for v in kept]
-    if not x.numel():
-        return (dx, *(None if g is None else g.zero_() for g in grads))
-    _native().group_norm_silu_backward(
-        dy.data_ptr(),
-        x.data_ptr(),
-        _address(kept[0]),
-        _address(kept[1]),
-        statistics.data_ptr(),
-        statistics.data_ptr() + 4 * n * groups,
-        *map(_address, kept[2:]),
-        dx.data_ptr(),
-        *map(_address, grads),
-        n,
-        c,
-        x.numel() // (n * c),
-        groups,
-        act,
-        layout.channels_last(form),
-        add is not None and add.ndim == 2,
-        CODES[x.dtype],
-        torch.get_num_threads(),
-    )
-    return (dx, *grads)
+    if not dy.numel():
+        grads = [None if g is None else g.zero_() for g in grads]
+    else:
+        _native().group_norm_silu_backward(
+            dy.data_ptr(),
+            x.data_ptr(),
+            _address(kept[0]),
+            _address(kept[1]),
+            statistics.data_ptr(),
+            statistics.data_ptr() + 4 * n * groups,
+            *map(_address, (*kept[2:], more)),
+            dx.data_ptr(),
+            _address(dmore),
+            *map(_address, grads),
+            n,
+            c,
+            x.shape[1],
+            dy.numel() // (n * c),
+            groups,
+            act,
+            layout.channels_last(form),
+            add is not None and add.ndim == 2,
+            CODES[x.dtype],
+            torch.get_num_threads(),
+        )
+    if apart and dmore is None:
+        dx, dmore = layout.parted(dx, form, own)
+    return (dx, *grads, dmore)
+
+
+def _inputs(x: Tensor, more: Tensor | None) -> tuple[torch.memory_format, Tensor, Tensor | None]:
+    """Dense, in one layout; channels last stay two tensors, others are joined."""
+    form = layout.of(x)
+    if more is None:
+        return form, layout.dense(x, form), None
+    if layout.channels_last(form):
+        return form, layout.dense(x, form), layout.dense(more, form)
+    return form, layout.joined(x, more), None
 
 
 def ddim_update(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _triton, checks, library, native
+from . import _triton, checks, cuda, library, native
 from .dispatch import Backend, Example, Op, requested
 
 MASK = 0xFFFFFFFF
@@ -125,6 +125,7 @@ def _op(name: str, dtype: torch.dtype, reference: Any) -> Op[[int, int, Tensor, 
                 lambda _seed, _stream, index, _size: _triton.unable_on(index.device),
                 ("cuda",),
             ),
+            Backend("cuda", partial(cuda.draw, name), cuda.unable_to_draw, ("cuda",)),
             Backend("reference", reference, lambda *_: ""),
         ),
         examples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _triton, checks, library, native
+from . import _triton, checks, cuda, library, native
 from .dispatch import Backend, Example, Op, requested
 
 NAME = "to_uint8"
@@ -60,6 +60,7 @@ to_uint8 = Op(
     (
         Backend("native", native.to_uint8, native.unable, ("cpu",)),
         Backend("triton", lambda x: _triton.load("images").to_uint8(x), _triton.unable, ("cuda",)),
+        Backend("cuda", cuda.to_uint8, cuda.unable, ("cuda",)),
         Backend("reference", reference, lambda *_: ""),
     ),
     examples,

@@ -34,6 +34,13 @@ if not HAS_GPU:
         interpreter.install()
 
 
+# Processes that share the tests share the cores, too: threads beyond them cost more than they do.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Under KDGEN_STRICT the compiled part must be there: no test may pass without it."""
     if os.environ.get("KDGEN_STRICT", "").lower() in ("", "0", "off", "false"):

@@ -54,6 +54,21 @@ def test_the_overview_links_every_page(name: str):
     assert page(name).name in links((PAGES / "README.md").read_text(encoding="utf-8"))
 
 
+def measured(path: Path) -> set[tuple[str, ...]]:
+    """Method, NFE, distance and what it is compared with, of the rows measured on the digits."""
+    rows = re.findall(
+        r"^\| ((?:teacher|digits-)[^|]* \|.*)$", path.read_text("utf-8"), re.MULTILINE
+    )
+    return {tuple(cell.strip() for cell in row.split("|")[:5]) for row in rows}
+
+
+@pytest.mark.parametrize("name", set(methods()) - {"edm"})  # its own teacher is not compared
+def test_a_page_shows_what_its_method_measured(name: str):
+    everything = measured(PAGES / "README.md")
+    assert measured(page(name))
+    assert measured(page(name)) <= everything
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_link_leads_somewhere(path: Path):
     text = path.read_text(encoding="utf-8")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kdgen import nets, recipes
+from kdgen.denoiser import Sampling
 from kdgen.errors import UsageError
+from kdgen.methods.progressive import Progressive
 from kdgen.recipes.base import Student, Teacher
-from kdgen.recipes.cost import cost, size
+from kdgen.recipes.cost import cost, per_pair, size
 
 EVERY: dict[str, Teacher | Student] = {
     name: make() for name, make in {**recipes.TEACHERS, **recipes.STUDENTS}.items()
@@ -37,11 +41,11 @@ def test_a_recipe_names_what_exists_and_says_where_it_is_from(name: str):
     assert isinstance(twin, Teacher)
 
 
-@pytest.mark.parametrize("name", [n for n in EVERY if n.startswith(("digits", "images"))])
-def test_a_small_recipe_can_be_cast(name: str):
-    """Its roles can be built from its teacher, and suit its method."""
+@pytest.mark.parametrize("name", EVERY)
+def test_a_recipe_can_be_cast(name: str):
+    """Its roles can be built from its teacher, on a network of one level, and suit its method."""
     recipe = EVERY[name]
-    start = recipes.twin(recipe).build()
+    start = recipes.twin(recipe).build(width=64, mult=(1,), blocks=1)
     for stage in recipe.stages:
         roles = stage.method.cast(start, stage.method.student(start))
         assert set(roles) == set(stage.method.roles)
@@ -79,10 +83,35 @@ def test_pairs_count_towards_the_cost():
     assert found.flops == pytest.approx(evaluations * GFLOP["ddpm32"] * 1e9, rel=2e-3)
 
 
+def test_a_pair_costs_as_far_as_its_chain_goes():
+    recipe = recipes.student("cifar10-catch-up-one-step")
+    flow = recipes.twin(recipe)
+    assert [per_pair(stage, flow) for stage in recipe.stages] == [9, 12, 15]
+    guided = replace(recipe.stages[0], how=Sampling("ddim", steps=16, guidance=2.0))
+    assert per_pair(guided, flow) == 18
+    evaluations = 500_000 * (9 + 12 + 15) + 3 * 40_000 * 128 * 4
+    assert cost(recipe, flow).flops == pytest.approx(evaluations * size(flow.net).flops)
+
+
+def test_memory_holds_every_graph_that_a_loss_goes_back_through():
+    """SiD: three networks and two pairs of moments, gradients of one at a time, an average; and the
+    activations of all three."""
+    recipe = recipes.student("cifar10-sid")
+    measured = size(recipes.twin(recipe).net)
+    weights = 4 * (3 + 2 * 2 + 1 + 1) * measured.parameters
+    expected = weights + 3 * 256 // 4 * measured.activations
+    assert cost(recipe, recipes.twin(recipe)).memory == expected
+
+
 def test_rounds_count_with_their_length():
     stage = recipes.student("cifar10-progressive").stages[0]
     assert len(list(stage.method.rounds())) == 13
     assert stage.images == 128 * 750_000
+    assert stage.method.updates(50_000) == [50_000] * 11 + [100_000] * 2
+
+
+def test_a_round_has_one_update_at_least():
+    assert Progressive(steps=4, last_length=0.1).updates(3) == [3, 1, 1]
 
 
 def test_published_settings_that_are_easily_mixed_up():

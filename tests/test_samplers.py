@@ -289,10 +289,3 @@ def test_sample_guides_when_it_is_told_to():
 def test_an_unknown_sampler_lists_the_known_ones():
     with pytest.raises(ValueError, match="'euler'; expected ddim, ancestral, heun"):
         samplers.sample(teacher(Cosine()), torch.zeros(1, *SHAPE), how=Sampling("euler"))
-
-
-def test_padding_repeats_the_last_row_up_to_the_lanes():
-    rows = torch.arange(11)
-    assert samplers.padded(rows).tolist() == [*range(11), 10, 10, 10, 10, 10]
-    assert samplers.padded(rows[:8]).tolist() == list(range(8))
-    assert samplers.padded(rows[:0]).tolist() == []

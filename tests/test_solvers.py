@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdgen import samplers, solvers
-from kdgen.denoiser import Prediction, Predicts
-from kdgen.errors import NonFiniteError
+from kdgen import adaptive, samplers, solvers
+from kdgen.denoiser import Predicts
 from kdgen.nets import exact
 from kdgen.schedules import EDM, Cosine, Flow, LinearVP, NoiseSchedule
 
@@ -141,61 +140,6 @@ def test_clipping_bounds_what_a_step_moves_towards(solver: Callable[..., Tensor]
 
 
 @every_schedule
-def test_the_adaptive_solver_keeps_its_tolerance(schedule: NoiseSchedule):
-    for tolerance in (1e-4, 1e-5, 1e-6, 1e-7):
-        found = error(solvers.rk45, schedule, rtol=tolerance, atol=tolerance, end=1e-5)
-        assert found < 10 * tolerance
-
-
-def test_what_the_adaptive_solver_costs_follows_from_its_order():
-    """Steps grow as the tolerance's fifth root falls: a thousandth costs about four times as many,
-    where a method of order 2 would need 32 times."""
-    calls = []
-    for tolerance in (1e-6, 1e-9, 1e-12):
-        counted = solvers.Counted(teacher(Flow()))
-        solvers.rk45(counted, points(), rtol=tolerance, atol=tolerance, end=1e-3)
-        assert counted.evaluations % 6 == 1  # one, and six for each step that was tried
-        calls.append(counted.evaluations)
-    assert 2 < calls[1] / calls[0] < 6
-    assert 2 < calls[2] / calls[1] < 6
-
-
-def oscillator(y: Tensor, t: float) -> Tensor:
-    """dy/dt = y·cos t: not autonomous, solved by e^sin t."""
-    return y * math.cos(t)
-
-
-def test_a_step_of_the_pair_has_a_local_error_of_sixth_order_and_knows_one_of_fifth():
-    y = torch.tensor([math.exp(math.sin(0.1))], dtype=torch.float64)
-    errors, known = [], []
-    for step in (0.4, 0.2, 0.1):
-        after, slope, guess = solvers.dormand_prince(oscillator, y, 0.1, step, oscillator(y, 0.1))
-        errors.append(abs(after.item() - math.exp(math.sin(0.1 + step))))
-        known.append(guess.abs().item())
-        assert torch.equal(slope, oscillator(after, 0.1 + step))
-    assert orders(errors)[-1] == pytest.approx(6, abs=0.3)
-    assert orders(known)[-1] == pytest.approx(5, abs=0.3)
-
-
-def test_a_velocity_that_is_not_finite_ends_the_adaptive_solver():
-    class Broken:
-        schedule = Flow()
-
-        def __call__(self, x_t: Tensor, t: float, label: Tensor | None = None) -> Prediction:
-            guess = teacher(Flow())(x_t, t)
-            return guess if t > 0.5 else Prediction(x_t, guess.x0 / 0, guess.levels)
-
-    with pytest.raises(NonFiniteError, match="is not finite; expected numbers"):
-        solvers.rk45(Broken(), points())
-
-
-@pytest.mark.parametrize("options", [{"rtol": 0.0}, {"atol": -1.0}, {"end": 0.0}, {"end": 1.0}])
-def test_impossible_tolerances_are_refused(options: dict[str, float]):
-    with pytest.raises(ValueError, match="expected them above 0, and end below 1"):
-        solvers.rk45(teacher(Flow()), points(), **options)
-
-
-@every_schedule
 def test_the_last_prediction_along_a_chain_is_its_image(schedule: NoiseSchedule):
     q, z = teacher(schedule), points()
     along = [solvers.prediction_along(q, z, 16, k) for k in range(16)]
@@ -223,7 +167,7 @@ def test_there_is_no_prediction_beyond_the_chain(index: int):
     [
         lambda q, z, label: solvers.velocity_heun(q, z, 40, label),
         lambda q, z, label: solvers.dpm(q, z, 60, label),
-        solvers.rk45,
+        adaptive.rk45,
         lambda q, z, label: solvers.prediction_along(q, z, 60, 59, label),
     ],
     ids=["velocity_heun", "dpm", "rk45", "prediction_along"],
@@ -240,6 +184,6 @@ def test_labels_choose_the_class(solver: Callable[[Predicts, Tensor, Tensor], Te
 
 def test_images_keep_the_dtype_of_their_noise():
     q, z = exact.gaussian(Flow(), SHAPE), points().float()
-    found = [solvers.velocity_heun(q, z, 3), solvers.dpm(q, z, 3), solvers.rk45(q, z)]
+    found = [solvers.velocity_heun(q, z, 3), solvers.dpm(q, z, 3), adaptive.rk45(q, z)]
     assert {x0.dtype for x0 in found} == {torch.float32}
     assert torch.allclose(found[2].double(), truth(Flow(), points()), atol=1e-4)

@@ -15,7 +15,8 @@ def findings() -> list[Finding]:
     found += [software.compiled(), machine.memory(), machine.disk()]
     if not usable:
         return found
-    found += [software.triton(), machine.gpu(), machine.driver(), machine.toolkit()]
+    found += [software.triton(), software.cuda()]
+    found += [machine.gpu(), machine.driver(), machine.toolkit()]
     kernels = software.kernels()
     if kernels.state == "missing":
         return [*found, kernels]

@@ -9,6 +9,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from kdgen import build
 from kdgen.diagnosis.finding import Finding, gigabytes
 
 DISK, MEMORY = 2 << 30, 1 << 30  # bytes; with less free, a run may well fail
@@ -65,9 +66,9 @@ def driver() -> Finding:
 
 def toolkit() -> Finding:
     """The CUDA compiler."""
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    nvcc = build.nvcc()
     if not nvcc:
-        return Finding("toolkit", "note", "no nvcc; nothing here needs it")
+        return Finding("toolkit", "note", "no nvcc; only the CUDA kernels are built with it")
     done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
     release = re.search(r"release ([\d.]+)", done.stdout)
     return Finding("toolkit", "ok", f"nvcc {release[1] if release else '?'}, {nvcc}")

@@ -57,6 +57,23 @@ def compiled() -> Finding:
     return Finding("compiled", "ok", f"{native.isa} (of {', '.join(native.isas)}), {threads}")
 
 
+def cuda() -> Finding:
+    """The CUDA kernels. Triton's serve the same ops, so that nobody has to have them."""
+    found = build.cuda()
+    if not found.why:
+        return Finding("cuda", "ok", f"kernels for {', '.join(map(_target, found.archs))}")
+    import torch
+
+    fix = found.fix if torch.cuda.is_available() else ""
+    return Finding("cuda", "note", f"no CUDA kernels: {found.why}; Triton's serve GPUs", fix)
+
+
+def _target(arch: str) -> str:
+    """As people say it: "80-real" -> "sm_80", "90-virtual" -> "newer GPUs than sm_90"."""
+    number, _, kind = arch.partition("-")
+    return f"newer GPUs than sm_{number}" if kind == "virtual" else f"sm_{number}"
+
+
 def kernels() -> Finding:
     """Whether the ops import, and what the environment asks of them."""
     try:

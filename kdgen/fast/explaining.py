@@ -9,7 +9,7 @@ import torch
 from kdgen import fold, kernels
 from kdgen.fast.replay import nodes
 from kdgen.fast.walk import Walk
-from kdgen.samplers import LANES
+from kdgen.rows import LANES
 
 if TYPE_CHECKING:
     from kdgen.fast.fused import FastGenerator

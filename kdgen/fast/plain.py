@@ -10,7 +10,7 @@ from torch import Tensor
 from kdgen import kernels, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.fast import memory
-from kdgen.samplers import LANES
+from kdgen.rows import LANES, padded
 
 CPU_BATCH = 256
 
@@ -145,9 +145,9 @@ class Generator:
 
     @torch.inference_mode()
     def _images(self, first: int, count: int, label: Tensor | None) -> Tensor:
-        index = samplers.padded(noise.addresses(first, count, self.device))
+        index = padded(noise.addresses(first, count, self.device))
         z = noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
-        label = None if label is None else samplers.padded(label)
+        label = None if label is None else padded(label)
         return self._sample(z, label, index)[:count].cpu()
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ from kdgen import samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.nets import UNet
 
+# Parameterisations of one-step generators: what they say at noise is an image, no posterior mean.
+GENERATORS = ("residual", "consistency")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -55,8 +58,9 @@ class Method:
     `roles` are the denoisers it needs; `trains` the role, or roles together, that each phase
     updates (the loop freezes the others); `data` what a batch's x0 is: "images", "pairs" of the
     teacher (z, x0), or "noise": x0 is empty and the method learns from z alone; `draws` which of z,
-    eps and u it uses: the loop leaves the others empty; `uniforms` how many u an image gets. The
-    role "target" is never trained: the loop keeps it as an average of the student.
+    eps and u it uses: the loop leaves the others empty; `uniforms` how many u an image gets;
+    `graphs` how many forward passes a loss keeps in memory for its backward pass. The role "target"
+    is never trained: the loop keeps it as an average of the student.
     """
 
     name: ClassVar[str]
@@ -66,14 +70,18 @@ class Method:
     data: ClassVar[str] = "images"
     draws: ClassVar[tuple[str, ...]] = ("z", "eps", "u")
     uniforms: ClassVar[int] = 4
+    graphs: ClassVar[int] = 1
 
     def loss(self, phase: str, nets: Nets, batch: Batch) -> Tensor:
         """(B,) one value per image, unreduced."""
         raise NotImplementedError
 
-    @property
-    def cost(self) -> float:
-        """Evaluations of the network per training image and step; a backward pass counts as two."""
+    def cost(self, dropout: bool = False) -> float:
+        """Evaluations of the network per training image and step; a backward pass counts as two.
+
+        `dropout`: of a student that drops something. What an online teacher's sampling takes comes
+        on top, and so does any other network.
+        """
         raise NotImplementedError
 
     def student(self, teacher: Denoiser) -> Denoiser:
@@ -107,6 +115,10 @@ class Method:
         """Updates of this round, relative to `Training.steps`."""
         return 1.0
 
+    def updates(self, steps: int) -> list[int]:
+        """Of every round, where `Training.steps` is `steps`; at least one each."""
+        return [max(1, round(steps * m.length)) for m in self.rounds()]
+
     def keeps(self, progress: float) -> float:
         """Share of the old "target" that one update of the student leaves, at this fraction of the
         round."""
@@ -132,8 +144,19 @@ class Method:
 
 def without_dropout(denoiser: Denoiser, **changes: Any) -> Denoiser:
     """`denoiser.copy(**changes)` whose network, where it is a U-Net, drops nothing."""
-    net = denoiser.net.copy(dropout=0.0) if isinstance(denoiser.net, UNet) else None
+    return with_dropout(denoiser, 0.0, **changes)
+
+
+def with_dropout(denoiser: Denoiser, dropout: float, **changes: Any) -> Denoiser:
+    """`denoiser.copy(**changes)` whose network, where it is a U-Net, drops this share."""
+    net = denoiser.net.copy(dropout=dropout) if isinstance(denoiser.net, UNet) else None
     return denoiser.copy(**changes, **({} if net is None else {"net": net}))
+
+
+def drops(denoiser: Denoiser) -> bool:
+    """Whether the denoiser, in training, may say another thing when asked again."""
+    facts = getattr(denoiser.net, "facts", None)
+    return bool(getattr(facts, "dropout", 1.0))
 
 
 def per_image_mean(x: Tensor) -> Tensor:

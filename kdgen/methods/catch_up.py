@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.methods.base import Batch, Method, Nets, per_image_mean
+from kdgen.methods.base import GENERATORS, Batch, Method, Nets, drops, per_image_mean
 from kdgen.nets import UNet
 from kdgen.nets.coupling import Coupling, encoder
 from kdgen.schedules import Flow, expand
 
 START = 1e-5  # no time is below it
 LAWS = ("uniform", "rule", "origin")
-SOLVERS = ("ddim", "velocity_heun")
+SOLVERS = ("ddim", "velocity_heun", "dpm", "rk45")
 
 Slope = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,8 +85,9 @@ class CatchUp(Method):
     `coupling` trains an encoder with the student (`nets.coupling`): the noise of an image is drawn
     around the mean that it gives, at the price of `beta` times its divergence from N(0, 1).
     `phi` is the network's `skip_gain`, the paper's prior ShakeDrop; they must agree, since the same
-    weights mean another function without it. `solver` and `steps` say how the student is sampled;
-    8 steps of "velocity_heun" are 15 evaluations. It gives the last output's image.
+    weights mean another function without it. `solver` and `steps` say how the student is sampled:
+    8 steps of "velocity_heun" are 15 evaluations, "rk45" chooses its own. It gives the last
+    output's image.
 
     The wavelet term that the paper adds on ImageNet is not here.
     """
@@ -106,7 +107,7 @@ class CatchUp(Method):
     coupling: bool = False
     beta: float = 20.0
     phi: float | None = None
-    solver: Literal["ddim", "velocity_heun"] = "ddim"
+    solver: Literal["ddim", "velocity_heun", "dpm", "rk45"] = "ddim"
     steps: int = 16
 
     def __post_init__(self) -> None:
@@ -154,10 +155,10 @@ class CatchUp(Method):
         """Outputs of the student."""
         return TABLES[self.table].heads
 
-    @property
-    def cost(self) -> float:
-        """One less where the student drops nothing and is its own target: it knows slope 1."""
-        return 3.0 + 2.0 * self.heads
+    def cost(self, dropout: bool = False) -> float:
+        # A student that drops nothing and is its own target knows slope 1.
+        known = self.target == "online" and not dropout
+        return 3.0 + 2.0 * self.heads - known
 
     def student(self, teacher: Denoiser) -> Denoiser:
         """The teacher as a flow with as many outputs as the table has steps, its dropout kept."""
@@ -189,6 +190,12 @@ class CatchUp(Method):
             raise ValueError(
                 f"CatchUp: the student has {student.heads} outputs; expected {self.heads} for "
                 f"{self.table}. Copy its network with outputs={self.heads}."
+            )
+        form = getattr(student, "parameterisation", None)  # the exact denoisers have none
+        if form in GENERATORS:
+            raise ValueError(
+                f"CatchUp: the student is read as {form!r}, which goes to the image in one step; "
+                "expected a denoiser at every t. Start from the teacher it was made from."
             )
         self._check_phi(student)
 
@@ -261,12 +268,7 @@ class CatchUp(Method):
         def slope(x: Tensor, at: Tensor) -> Tensor:
             return net.outputs(x, at.clamp(min=START), label)[0].velocity
 
-        known = first if self.target == "online" and _repeats(net) else None
+        again = net.training and drops(net)
+        known = first if self.target == "online" and not again else None
         landed = TABLES[self.table].positions(slope, x_t, t, h, known)
         return [slope(x, t - i * h) for i, x in enumerate(landed, 1)]
-
-
-def _repeats(denoiser: Denoiser) -> bool:
-    """Whether the denoiser is known to say the same twice: it drops nothing."""
-    facts = getattr(denoiser.net, "facts", None)
-    return not denoiser.training or getattr(facts, "dropout", 1.0) == 0

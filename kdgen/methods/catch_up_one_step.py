@@ -38,8 +38,7 @@ class CatchUpOneStep(Method):
                 f"CatchUpOneStep: anchor is {self.anchor}; expected at least 0. Raise it."
             )
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         return 4.0
 
     def student(self, teacher: Denoiser) -> Denoiser:

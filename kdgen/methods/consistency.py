@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from kdgen.denoiser import SIGMA_MIN, Denoiser, Sampling
-from kdgen.methods.base import Batch, Method, Nets, per_image_mean, without_dropout
-from kdgen.nets import UNet
+from kdgen.methods.base import Batch, Method, Nets, per_image_mean, with_dropout
 from kdgen.nets.dropout import Masks
 from kdgen.schedules import EDM, expand
 
@@ -111,8 +110,7 @@ class Consistency(Method):
         teacher = ("teacher",) if self.kind == "cd" else ()
         return ("student", *teacher, *(("target",) if self.mu else ()))
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         return 4.0 + (2.0 if self.kind == "cd" else 0.0)
 
     def student(self, teacher: Denoiser) -> Denoiser:
@@ -120,15 +118,13 @@ class Consistency(Method):
         q = teacher.schedule if isinstance(teacher.schedule, EDM) else EDM()
         published = self.kind != "ect" and q.sigma_min == SIGMA_MIN
         form = teacher.parameterisation
-        student = without_dropout(
+        return with_dropout(
             teacher,
+            self.dropout,
             schedule=q,
             parameterisation="consistency" if published and form == "edm" else form,
             sampling=self.sampling(teacher),
         )
-        if self.dropout and isinstance(student.net, UNet):
-            return student.copy(net=student.net.copy(dropout=self.dropout))
-        return student
 
     def sampling(self, student: Denoiser) -> Sampling:
         return Sampling("few_step", steps=len(self.times), clip=1.0, times=self.times)

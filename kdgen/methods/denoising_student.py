@@ -27,7 +27,7 @@ class DenoisingStudent(Method):
     teacher as training goes: the way `how` (default: the teacher's own) says. `form` is the
     student's output: "residual" reads the network as z − F(z), the paper's; "x0" as the image
     itself. The released CIFAR-10 run used l1, CelebA and LSUN l2; both were summed over pixels,
-    here they are means (Adam sees it only through its eps).
+    here they are means (Adam sees it only through its eps, which the published recipes scale).
     """
 
     name: ClassVar[str] = "denoising_student"
@@ -55,8 +55,7 @@ class DenoisingStudent(Method):
     def data(self) -> str:  # type: ignore[override]
         return "noise" if self.online else "pairs"
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         return 3.0
 
     def student(self, teacher: Denoiser) -> Denoiser:

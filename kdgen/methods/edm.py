@@ -21,7 +21,8 @@ class Edm(Method):
 
     ln sigma ~ N(p_mean, p_std²); the squared error of x0, divided by its variance for a network
     that puts out zeros, so that every level starts with a loss of 1. The mean over pixels, where
-    the paper sums: Adam sees it only through its eps, a clipped gradient does.
+    the paper sums: Adam sees it only through its eps, which the published recipes scale; a clipped
+    gradient does.
 
     `augment` is the probability of each change of `data.augment` (0.12 for CIFAR-10, 0.15 for
     faces); the network is told what was done, and needs `augments=9`. It mirrors half of the
@@ -45,8 +46,7 @@ class Edm(Method):
                 "number above 0. Correct them."
             )
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         return 3.0
 
     def student(self, teacher: Denoiser) -> Denoiser:

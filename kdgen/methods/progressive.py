@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from kdgen.denoiser import Denoiser, Guided, Prediction, Predicts, Sampling
-from kdgen.methods.base import Batch, Method, Nets, without_dropout
+from kdgen.methods.base import GENERATORS, Batch, Method, Nets, without_dropout
 from kdgen.methods.errors import check_error, error
 from kdgen.schedules import EDM, NoiseSchedule, expand
 
 GRIDS = ("uniform", "ramp")  # that of n steps is every other time of that of 2n
-# What names a one-step generator rather than a denoiser: its x0 at t is no posterior mean.
-_GENERATORS = ("residual", "consistency")
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,8 @@ class Progressive(Method):
     halves them, down to `until`. `weight` is that of the squared error of x0, as `Diffusion.error`;
     the paper's are "truncated" and, for v, "snr+1". `grid`: "uniform" in t, or "ramp", on an EDM
     path: the one of Karras et al. 2022 down to sigma_min (Song et al. 2023, arXiv:2303.01469).
+    None is "ramp" there and "uniform" elsewhere; "uniform" on an EDM path is refused, where it is
+    uniform in sigma.
     Rounds of two steps and of one take `last_length` times the updates of the others. The student
     is sampled with every x0 clipped to ±`clip`; targets are never clipped. A teacher with guidance
     is distilled together with it (Meng et al. 2022, arXiv:2210.03142).
@@ -41,13 +41,13 @@ class Progressive(Method):
     steps: int = 512
     until: int = 1
     weight: Literal["truncated", "snr", "constant", "snr+1", "eps", "x0", "v"] = "truncated"
-    grid: Literal["uniform", "ramp"] = "uniform"
+    grid: Literal["uniform", "ramp"] | None = None
     last_length: float = 2.0
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
         check_error("Progressive", "weight", self.weight)
-        if self.grid not in GRIDS:
+        if self.grid not in (None, *GRIDS):
             raise ValueError(
                 f"Progressive: unknown grid {self.grid!r}; expected {', '.join(GRIDS)}, whose "
                 "times are kept when steps are halved. Pick one."
@@ -63,8 +63,7 @@ class Progressive(Method):
                 "above 0. Use clip=None for no limit."
             )
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         return 5.0  # the student forward and back, the teacher twice
 
     @property
@@ -79,11 +78,16 @@ class Progressive(Method):
 
     def student(self, teacher: Denoiser) -> Denoiser:
         # Another path where the teacher's lacks the grid; `cast` takes the teacher along.
-        q = teacher.schedule if self.grid in teacher.schedule.grids else EDM()
+        q = teacher.schedule if self.grid_on(teacher.schedule) in teacher.schedule.grids else EDM()
         return without_dropout(teacher, schedule=q, sampling=self.sampling(teacher))
 
+    def grid_on(self, q: NoiseSchedule) -> str:
+        """The grid of steps on this path."""
+        return self.grid or ("ramp" if isinstance(q, EDM) else "uniform")
+
     def sampling(self, student: Denoiser) -> Sampling:
-        return Sampling("ddim", steps=self.steps, grid=self.grid, clip=self.clip)
+        grid = self.grid_on(student.schedule)
+        return Sampling("ddim", steps=self.steps, grid=grid, clip=self.clip)
 
     def check(self, nets: Nets) -> None:
         super().check(nets)
@@ -93,7 +97,7 @@ class Progressive(Method):
                 f"Progressive: the student is on {student.schedule}, its teacher on "
                 f"{teacher.schedule}; expected one path. Use teacher.copy(schedule=…)."
             )
-        _check_grid(student.schedule, self.grid)
+        _check_grid(student.schedule, self.grid_on(student.schedule))
         for role in ("student", "teacher"):
             _check_denoises(role, nets[role])
 
@@ -110,7 +114,7 @@ class Progressive(Method):
         """(t, m, s), each (B,): from, midway and to of one of the student's steps, drawn by u."""
         i = (u * self.steps).floor()  # u is below 1 by 2⁻²⁴ at least, which no product rounds away
         marks = ((i + 1) / self.steps, (i + 0.5) / self.steps, i / self.steps)
-        if self.grid == "uniform":
+        if self.grid_on(q) == "uniform":
             return marks
         assert isinstance(q, EDM)
         t, m, s = map(q.ramp, marks)
@@ -160,11 +164,17 @@ def _check_grid(q: NoiseSchedule, grid: str) -> None:
             f"Progressive: {q.name} has no grid {grid!r}; expected {', '.join(q.grids)}. Use grid="
             "'uniform', or teacher.copy(schedule=EDM()) for 'ramp'."
         )
+    if grid == "uniform" and isinstance(q, EDM):
+        raise ValueError(
+            f"Progressive: grid 'uniform' on edm is uniform in sigma: of 4 steps three would lie "
+            f"above sigma = {q.sigma_max / 4:g}; expected 'ramp'. Leave grid out, or set "
+            "grid='ramp'."
+        )
 
 
 def _check_denoises(role: str, denoiser: Denoiser) -> None:
     kind = getattr(denoiser, "parameterisation", None)  # the exact denoisers have none
-    if kind in _GENERATORS:
+    if kind in GENERATORS:
         raise ValueError(
             f"Progressive: the {role} is read as {kind!r}, which goes to the image in one step; "
             "expected a denoiser at every t. Distil the teacher it was made from."

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kdgen import samplers
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.methods.base import Batch, Method, Nets, per_image_mean, without_dropout
+from kdgen.methods.base import Batch, Method, Nets, per_image_mean, with_dropout
 from kdgen.schedules import Flow
 
 KINDS = ("flow", "reflow", "distill")
@@ -34,7 +34,8 @@ class Reflow(Method):
 
     t is uniform in (t_min, 1). The student takes `steps` Euler steps (20 if None; 1 for "distill").
     `online` makes the pairs as training goes, the way the teacher is sampled; then `flows` > 1
-    repeats it, each flow the teacher of the next.
+    repeats it, each flow the teacher of the next. The student of a teacher drops the share
+    `dropout`.
 
     The student is on `Flow()`, whatever the path of its teacher. What a teacher has that is not
     finite where alpha is 0, the student has to learn anew, from the same weights: instead of eps or
@@ -49,6 +50,7 @@ class Reflow(Method):
     t_min: float = 1e-3
     online: bool = False
     flows: int = 1
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for what, value, known in (("kind", self.kind, KINDS), ("error", self.error, ERRORS)):
@@ -65,6 +67,10 @@ class Reflow(Method):
             raise ValueError(
                 f"Reflow: steps is {self.steps}, t_min {self.t_min}; expected at least 1 and a "
                 "time in (0, 1). Correct them."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"Reflow: dropout is {self.dropout}; expected a share in [0, 1). Change it."
             )
         if self.flows < 1 or (self.flows > 1 and not self.online):
             raise ValueError(
@@ -84,8 +90,7 @@ class Reflow(Method):
     def draws(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("eps", "u") if self.kind == "flow" else ("z", "u")
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         return 3.0  # online, the teacher's sampling comes on top
 
     def rounds(self) -> Iterator[Reflow]:
@@ -93,8 +98,9 @@ class Reflow(Method):
             yield self
 
     def student(self, teacher: Denoiser) -> Denoiser:
-        return without_dropout(
+        return with_dropout(
             teacher,
+            self.dropout,
             schedule=Flow(),
             parameterisation=_FINITE.get(teacher.parameterisation, teacher.parameterisation),
             time=_FINITE.get(teacher.time, teacher.time),

@@ -14,15 +14,13 @@ from torch import Tensor
 
 from kdgen.data.augment import LABELS, UNIFORMS, augment
 from kdgen.denoiser import SIGMA_DATA, Denoiser, Prediction, Sampling
-from kdgen.methods.base import Batch, Method, Nets, per_image_mean
+from kdgen.methods.base import GENERATORS, Batch, Method, Nets, per_image_mean
 from kdgen.methods.errors import error
 from kdgen.schedules import EDM, NoiseSchedule
 
 PATHS = ("edm", "teacher")
 # The error each kind of network was trained with, as the weight of `errors.error`. Off EDM's path.
 WEIGHTS = {"eps": "snr", "score": "snr", "x0": "truncated", "both": "truncated"}
-# What is no posterior mean and so has no score: what these say at noise is an image.
-SCORELESS = ("residual", "consistency")
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,9 @@ class Sid(Method):
         w · <f_phi − f_psi, (f_phi − x_g) − alpha·(f_phi − f_psi)>,    w = 1 / mean |x_g − f_phi|,
 
     w per image and as a constant (`weighted`; False is w = 1). Its sigma lies on EDM's ramp between
-    the shares t_min and t_max, uniformly: 0.8 is sigma 24.4. The paper sums over pixels and
-    multiplies by 100; here they are means: Adam sees it only through its eps, a clipped gradient
-    does.
+    the shares t_min and t_max, uniformly: 0.8 is sigma 24.4. The paper sums over pixels, and
+    multiplies this sum by 100; here they are means: Adam sees it only through its eps, which the
+    published recipes scale, a clipped gradient does.
 
     The loss is no sign of convergence. With f_psi at its optimum its mean is
     (1 − alpha)·E||f_phi − f_psi||²: 0 for *any* generator at alpha = 1, and the more negative the
@@ -66,6 +64,7 @@ class Sid(Method):
     data: ClassVar[str] = "noise"
     draws: ClassVar[tuple[str, ...]] = ("z", "eps", "u")
     uniforms: ClassVar[int] = 1 + UNIFORMS
+    graphs: ClassVar[int] = 3  # the generator's loss goes back through all three networks
 
     alpha: float = 1.2
     sigma_init: float = 2.5
@@ -102,8 +101,7 @@ class Sid(Method):
                     f"Sid: {name} is {getattr(self, name)}; expected above 0. Raise it."
                 )
 
-    @property
-    def cost(self) -> float:
+    def cost(self, dropout: bool = False) -> float:
         """Fake: 1 (generator) + 3. Generator: 3, and 2 in each of the frozen two, whose inputs have
         gradients and whose weights have none."""
         return 1 + 3 + 3 + 2 + 2
@@ -238,8 +236,8 @@ def _still(*denoisers: Denoiser) -> Iterator[None]:
 def _check_score(teacher: Denoiser) -> None:
     """ValueError where the teacher is itself a one-step generator."""
     form, how = getattr(teacher, "parameterisation", None), teacher.sampling
-    if form in SCORELESS or how.sampler == "few_step" or how.steps == 1:
-        what = f"a {form!r} network" if form in SCORELESS else "a one-step or few-step generator"
+    if form in GENERATORS or how.sampler == "few_step" or how.steps == 1:
+        what = f"a {form!r} network" if form in GENERATORS else "a one-step or few-step generator"
         raise ValueError(
             f"Sid: the teacher is {what}, which says images and no score; expected a diffusion "
             "model. Start from one trained by the method 'diffusion'."

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdgen import kernels
 from kdgen.nets.config import UNetConfig
@@ -19,7 +18,8 @@ from kdgen.nets.resample import Double, Halve
 class ResBlock(nn.Module):
     """norm, resize, conv, + time, norm, dropout, conv, + shortcut.
 
-    `skip` of the c_in channels come from the encoder, behind the others.
+    `skip` of the c_in channels come from the encoder, behind the others and as a tensor of their
+    own: the two are never joined. Such a block does not resize.
     """
 
     offset: Tensor | None
@@ -38,14 +38,15 @@ class ResBlock(nn.Module):
         self.norm2 = GroupNorm(c_out, config)
         self.dropout = Dropout(config.dropout)
         self.conv2 = last(conv(c_out, c_out, config.init), config.init)
-        projected = c_in != c_out or (resize and config.resample == "projected")
+        projected = c_in != c_out or skip or (resize and config.resample == "projected")
         self.shortcut = pointwise(c_in, c_out, config.init) if projected else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """emb (B, emb_width), after its SiLU."""
-        h = self.conv1(self.resize(self.norm1(x)))
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        """emb (B, emb_width), after its SiLU; skip (B, skip, H, W) where the block has one."""
+        h = self.conv1(self.resize(self.norm1(x, more=skip)))
         h = self.conv2(self.dropout(self._timed(h, self.time(emb))))
-        return joined(self.shortcut(self.resize(x)), h, self.skip_scale)
+        past = self.shortcut(self.resize(x)) if skip is None else self.shortcut(x, skip)
+        return joined(past, h, self.skip_scale)
 
     def _timed(self, h: Tensor, time: Tensor) -> Tensor:
         """The second norm; `time` (B, C), or a scale and a shift of C channels each."""
@@ -91,12 +92,8 @@ class Attention(nn.Module):
                 self.qkv.weight.mul_(math.sqrt(0.2))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2).mT.unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, H·W, C / heads) each
-        h = F.scaled_dot_product_attention(q, k, v)
-        return joined(
-            x, self.out(h.transpose(1, 2).flatten(2).mT.reshape(x.shape)), self.skip_scale
-        )
+        q, k, v = self.qkv(self.norm(x)).chunk(3, 1)
+        return joined(x, self.out(kernels.attention(q, k, v, self.heads)), self.skip_scale)
 
     def parts(self) -> Parts:
         thirds = (self.channels,) * 3
@@ -111,10 +108,12 @@ def packed(rows: Tensor, heads: int) -> Tensor:
 
 
 class Chain(nn.ModuleList):
-    """Modules (x, emb) -> x, one after the other."""
+    """Modules (x, emb) -> x, one after the other; a decoder's first one also takes a skip."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        for module in self:
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        first, *rest = self
+        x = first(x, emb) if skip is None else first(x, emb, skip)
+        for module in rest:
             x = module(x, emb)
         return x
 

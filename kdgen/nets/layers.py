@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdgen import kernels
 from kdgen.nets.config import UNetConfig
@@ -43,29 +44,48 @@ class GroupNorm(nn.Module):
         add: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        more: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W), add (B, C) or (C,); (GN(x + add)·weight + bias)·(1 + scale) + shift."""
+        """x (B, C, H, W), add (B, C) or (C,); (GN(x + add)·weight + bias)·(1 + scale) + shift.
+
+        The channels of `more` (B, C2, H, W) stand behind those of x.
+        """
         return kernels.group_norm_silu(
-            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act
+            x, self.weight, self.bias, self.groups, self.eps, scale, shift, add, self.act, more
         )
 
 
 class Pointwise(nn.Conv2d):
     """1×1 convolution; when sampling on a CPU, an image's bits do not depend on its batch."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        """Of x and, behind it in the channels, `more`: the sum of two products, without a copy."""
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if learns or x.device.type != "cpu" or x.dtype != torch.float32:
-            return super().forward(x)
-        # oneDNN orders its sums by the size of the batch; one product for each image does not.
-        n, _, height, width = x.shape
-        weight, bias = self.weight.flatten(1).expand(n, -1, -1), self.bias
-        assert bias is not None
-        if x.is_contiguous():
-            rows = torch.baddbmm(bias[:, None], weight, x.flatten(2))
-            return rows.view(n, -1, height, width)
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        return torch.baddbmm(bias, pixels, weight.mT).mT.reshape(n, -1, height, width)
+            return super().forward(x) if more is None else self._of_two(x, more)
+        assert self.bias is not None
+        n, own, height, width = x.shape
+        weight = self.weight.flatten(1).expand(n, -1, -1)
+        bias = self.bias[:, None].expand(n, -1, height * width)
+        planes = x.is_contiguous()
+        y = _product(bias, weight[:, :, :own], x, planes)
+        y = y if more is None else _product(y, weight[:, :, own:], more, planes)
+        return y.view(n, -1, height, width)
+
+    def _of_two(self, x: Tensor, more: Tensor) -> Tensor:
+        own = x.shape[1]
+        y = F.conv2d(x, self.weight[:, :own], self.bias)
+        return y.add(F.conv2d(more, self.weight[:, own:]))
+
+
+def _product(start: Tensor, weight: Tensor, x: Tensor, planes: bool) -> Tensor:
+    """start (n, C_out, pixels) + weight (n, C_out, C)·x (n, C, H, W), pixels innermost or channels.
+
+    oneDNN orders its sums by the size of the batch; one product for each image does not.
+    """
+    if planes:
+        return torch.baddbmm(start, weight, x.flatten(2))
+    return torch.baddbmm(start.mT, x.permute(0, 2, 3, 1).flatten(1, 2), weight.mT).mT
 
 
 def groups(channels: int, config: UNetConfig) -> int:

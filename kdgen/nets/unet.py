@@ -77,7 +77,7 @@ class UNet(nn.Module):
             skip = skips.pop()
             if gains is not None:
                 x, skip = x * gains[0].to(x.dtype), skip * gains[1].to(x.dtype)
-            x = chain(torch.cat([x, skip], dim=1), emb)
+            x = chain(x, emb, skip)
         return x
 
     def gains(self, time: Tensor) -> tuple[Tensor, Tensor] | None:

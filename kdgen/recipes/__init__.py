@@ -110,4 +110,5 @@ def described(name: str, recipe: Teacher | Student) -> str:
         lines[1] += f" · teacher {recipe.teacher}"
     lines += [f"published: {recipe.expected}"] if recipe.expected else []
     lines += [recipe.source] if recipe.source else []
+    lines += [f"not as published: {recipe.differs}"] if recipe.differs else []
     return f"  {name}\n" + "\n".join(f"      {line}" for line in lines)

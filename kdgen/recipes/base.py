@@ -18,7 +18,8 @@ from kdgen.training import Training
 class Teacher:
     """A model to train from images. Size, channels and classes of `net` follow the data.
 
-    `expected` is the published quality, `source` where it and the settings come from.
+    `expected` is the published quality, `source` where it and the settings come from, `differs`
+    what is not as published.
     """
 
     purpose: str
@@ -33,6 +34,7 @@ class Teacher:
     time: str | None = None
     expected: str = ""
     source: str = ""
+    differs: str = ""
 
     def denoiser(self, images: Images) -> Denoiser:
         """The untrained model for these images. Raises DataError when their size does not fit."""
@@ -90,8 +92,7 @@ class Stage:
     @property
     def images(self) -> int:
         """Training images seen, over all rounds."""
-        lengths = [round(self.training.steps * m.length) for m in self.method.rounds()]
-        return self.training.batch * sum(lengths)
+        return self.training.batch * sum(self.method.updates(self.training.steps))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Student:
     """A distillation of a teacher, in one stage or several.
 
     `teacher` is the recipe of the teacher that the settings were made for, `expected` the published
-    quality, `source` where it and the settings come from.
+    quality, `source` where it and the settings come from, `differs` what is not as published.
     """
 
     purpose: str
@@ -108,6 +109,20 @@ class Student:
     data: str | None = None
     expected: str = ""
     source: str = ""
+    differs: str = ""
+
+
+# Why a published run in float32 is in bfloat16 here, where its loss bears it.
+BF16 = "networks in bfloat16 (--precision fp32 undoes it)"
+
+
+def pixels(net: UNetConfig) -> int:
+    """Values of one image.
+
+    Losses here are means over them. Where the published loss was a sum, the published Adam eps and
+    gradient limit divided by this make the same updates: Adam divides a gradient by its size + eps.
+    """
+    return net.channels * net.resolution**2
 
 
 def one(method: Method, training: Training, **facts: Any) -> tuple[Stage, ...]:

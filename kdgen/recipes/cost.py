@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdgen import samplers
+from kdgen.denoiser import Denoiser, Sampling
 from kdgen.nets import UNet, UNetConfig
 from kdgen.recipes.base import Stage, Student, Teacher
+from kdgen.schedules import NoiseSchedule
 
 RK45 = 120  # evaluations at a tolerance of 1e-5: a guess for flows of natural images
 
@@ -66,7 +68,10 @@ def cost(recipe: Teacher | Student, teacher: Teacher) -> Cost:
     """Of `recipe`, on the network of `teacher`: itself, or the recipe a student names."""
     measured = size(teacher.net)
     stages = recipe.stages
-    evaluations = sum(s.images * s.method.cost + _teaching(s, teacher) for s in stages)
+    dropout = bool(teacher.net.dropout)
+    evaluations = sum(
+        s.images * s.method.cost(dropout) + s.pairs * per_pair(s, teacher) for s in stages
+    )
     return Cost(
         images=sum(s.images for s in stages),
         flops=evaluations * measured.flops,
@@ -74,23 +79,31 @@ def cost(recipe: Teacher | Student, teacher: Teacher) -> Cost:
     )
 
 
-def _teaching(stage: Stage, teacher: Teacher) -> int:
-    """Evaluations that making the pairs takes."""
-    how = stage.how or teacher.sampling
+def per_pair(stage: Stage, teacher: Teacher | Denoiser) -> int:
+    """Evaluations of this teacher that one pair takes; 0 where a stage learns from something
+    else."""
     if stage.method.data != "pairs":
         return 0
-    once = RK45 if how.sampler == "rk45" else samplers.evaluations(teacher.schedule, how)
-    return stage.pairs * once
+    how = stage.how or teacher.sampling
+    if stage.at is None:
+        return per_image(teacher.schedule, how)
+    return (stage.at + 1) * (1 if how.guidance == 1.0 else 2)
+
+
+def per_image(schedule: NoiseSchedule, how: Sampling) -> int:
+    """Evaluations of sampling one image; a guess where the sampler decides as it goes."""
+    return RK45 if how.sampler == "rk45" else samplers.evaluations(schedule, how)
 
 
 def _memory(stage: Stage, measured: Size) -> int:
-    """float32 weights, gradients and two moments of what is trained, weights of the rest, the
-    average, and the activations of one part of a batch."""
+    """float32 weights of all roles and of the average; two moments of what is trained, gradients of
+    what one phase trains; the activations of one part of a batch."""
     method, t = stage.method, stage.training
-    trained = {role for phase in method.phases for role in method.trained(phase)}
-    copies = 4 * len(trained) + (len(method.roles) - len(trained)) + (t.ema.kind != "none")
-    activations = measured.activations * (t.batch // t.accumulate) * _half(t.precision)
-    return int(4 * measured.parameters * copies + activations)
+    trained = [method.trained(phase) for phase in method.phases]
+    copies = len(method.roles) + (t.ema.kind != "none")
+    copies += 2 * len({role for roles in trained for role in roles}) + max(map(len, trained))
+    kept = method.graphs * measured.activations * (t.batch // t.accumulate)
+    return int(4 * measured.parameters * copies + kept * _half(t.precision))
 
 
 def _half(precision: str) -> float:

@@ -12,9 +12,13 @@ from kdgen.methods.edm import Edm
 from kdgen.methods.progressive import Progressive
 from kdgen.methods.sid import Sid
 from kdgen.nets import PRESETS
-from kdgen.recipes.base import Student, Teacher, one
+from kdgen.recipes.base import BF16, Student, Teacher, one, pixels
+from kdgen.recipes.cifar10 import cifar10_cd, cifar10_progressive, cifar10_sid
 from kdgen.schedules import EDM, Cosine, Flow
 from kdgen.training import Ema, Training
+
+_FP16 = "bfloat16 in place of float16"
+_PIXELS = pixels(PRESETS["adm64"])
 
 
 def imagenet64_edm() -> Teacher:
@@ -26,11 +30,13 @@ def imagenet64_edm() -> Teacher:
         "edm",
         Edm(),
         Training(
-            610_352, batch=4096, accumulate=32, lr=1e-4, warmup=2441, clip=None,
+            610_352, batch=4096, accumulate=32, lr=1e-4, warmup=2441,
+            adam_eps=1e-8 / (100 * _PIXELS), clip=None,  # the sum was multiplied by 100
             ema=Ema.half_life(50_000_000), precision="bf16", save_every=1000,
         ),
         Sampling("heun", steps=40, grid="karras"),
         source="Karras et al. 2022, arXiv:2206.00364, and its released configuration",
+        differs=_FP16,
     )  # fmt: skip
 
 
@@ -49,6 +55,7 @@ def imagenet64_progressive_teacher() -> Teacher:
         Sampling("ddim", steps=1024, clip=1.0),
         source="Salimans & Ho 2022, arXiv:2202.00512, and its released configuration; the number "
         "of steps is not in it",
+        differs=cifar10_progressive().differs + f"; {BF16}, of x0 and eps both",
     )  # fmt: skip
 
 
@@ -65,6 +72,7 @@ def imagenet64_progressive() -> Student:
         ),
         teacher="imagenet64-progressive-teacher",
         source="Salimans & Ho 2022, arXiv:2202.00512, and its released configuration",
+        differs=cifar10_progressive().differs + f"; {BF16}, of x0 and eps both",
     )  # fmt: skip
 
 
@@ -82,6 +90,7 @@ def imagenet64_catch_up() -> Teacher:
         ),
         Sampling("ddim", steps=16),
         source="Shao et al. 2023, arXiv:2305.10769, and its released configuration",
+        differs=f"{_FP16}; its wavelet term is missing",
     )  # fmt: skip
 
 
@@ -92,20 +101,22 @@ def imagenet64_sid() -> Student:
         one(
             Sid(alpha=1.2),
             Training(
-                122_070, batch=8192, accumulate=64, lr=4e-6, betas=(0.0, 0.999), clip=None,
-                ema=Ema.half_life(2_000_000), precision="bf16", save_every=500,
+                122_070, batch=8192, accumulate=256, lr=4e-6, betas=(0.0, 0.999),
+                adam_eps=1e-6 / _PIXELS, clip=None, ema=Ema.half_life(2_000_000),
+                precision="bf16", save_every=500,
             ),
         ),
         teacher="imagenet64-edm",
         expected="FID 1.524 at one evaluation",
         source="Zhou et al. 2024, arXiv:2404.04057, and its released configuration",
+        differs=f"{cifar10_sid().differs}; {_FP16}",
     )  # fmt: skip
 
 
 def imagenet64_cd() -> Student:
     """Consistency distillation."""
     return Student(
-        "ImageNet-64 student by consistency distillation of EDM, l2 in place of LPIPS",
+        "ImageNet-64 student by consistency distillation of EDM",
         one(
             Consistency(kind="cd", points=40, mu=0.95),
             Training(
@@ -115,4 +126,5 @@ def imagenet64_cd() -> Student:
         ),
         teacher="imagenet64-edm",
         source="Song et al. 2023, arXiv:2303.01469, and its released configuration",
+        differs=f"{cifar10_cd().differs}; {_FP16}",
     )  # fmt: skip

@@ -7,8 +7,8 @@ from dataclasses import replace
 from kdgen.denoiser import Sampling
 from kdgen.methods.denoising_student import DenoisingStudent
 from kdgen.nets import PRESETS
-from kdgen.recipes.base import Student, Teacher, one
-from kdgen.recipes.cifar10 import cifar10_ddpm
+from kdgen.recipes.base import Student, Teacher, one, pixels
+from kdgen.recipes.cifar10 import cifar10_ddpm, cifar10_denoising_student
 from kdgen.training import Ema, Training
 
 UNIFORM = Sampling("ddim", steps=50, grid="stride")
@@ -36,11 +36,13 @@ def lsun256_denoising_student() -> Student:
             DenoisingStudent(error="l2"),
             Training(
                 1_600_000, batch=32, accumulate=4, lr=5e-6, warmup=1000, betas=(0.98, 0.999),
-                clip=None, ema=Ema.constant(0.9995), precision="bf16", save_every=5000,
+                adam_eps=1e-8 / pixels(PRESETS["ddpm256"]), clip=None, ema=Ema.constant(0.9995),
+                precision="bf16", save_every=5000,
             ),
             pairs=1_024_000,
             how=UNIFORM,
         ),
         teacher="lsun256-ddpm",
         source="Luhman & Luhman 2021, arXiv:2101.02388, and its released code",
+        differs=cifar10_denoising_student().differs,
     )  # fmt: skip

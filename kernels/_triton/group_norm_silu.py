@@ -1,212 +1,18 @@
-"""Group norm with affine, scale and shift and SiLU: one program an image and a slab of groups.
-
-A slab holds at least 32 channels when channels are innermost, so that rows are read in runs of 64
-bytes or more. Where its tile fits the registers it is read once and written once; else the program
-walks it twice, the second time out of the cache.
-"""
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+"""Launches the group norm's kernels: forward, backward, in both layouts."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .. import layout
-
-
-@triton.jit
-def _tile_offsets(s, c, S, C, LAST: tl.constexpr):
-    """Offsets inside one image of channels c (K, D) and places s (P,): (K, D, P), in 32 bits."""
-    if LAST:
-        return s[None, None, :] * C + c[:, :, None]
-    return s[None, None, :] + c[:, :, None] * S
-
-
-@triton.jit
-def _or(pointer, offset, mask, HAS: tl.constexpr):
-    """Loads as float32; zeros where the input is absent."""
-    if HAS:
-        return tl.load(pointer + offset, mask=mask, other=0.0).to(tl.float32)
-    return tl.zeros(offset.shape, tl.float32)
-
-
-@triton.jit
-def _chunk_moments(h, live, count):
-    """Mean and sum of squares about it of each group in a tile (K, D, P)."""
-    rough = tl.sum(tl.sum(tl.where(live, h, 0.0), 2), 1) / count
-    # What rounding left over; without it a constant far from 0 has a spread, and 1/√eps lifts it.
-    rest = tl.where(live, h - rough[:, None, None], 0.0)
-    mean = rough + tl.sum(tl.sum(rest, 2), 1) / count
-    d = tl.where(live, h - mean[:, None, None], 0.0)
-    return mean, tl.sum(tl.sum(d * d, 2), 1)
-
-
-@triton.jit
-def forward_kernel(
-    x_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, add_ptr, y_ptr, mean_ptr, rstd_ptr,
-    S, C, G, slabs, add_stride, eps,
-    WIDTH: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_ADD: tl.constexpr,
-    ACT: tl.constexpr, LAST: tl.constexpr, PLACES: tl.constexpr, SLAB: tl.constexpr,
-    BLOCK_D: tl.constexpr, ONCE: tl.constexpr,
-):  # fmt: skip
-    image = (tl.program_id(0) // slabs).to(tl.int64)
-    group = (tl.program_id(0) % slabs) * SLAB + tl.arange(0, SLAB)
-    d = tl.arange(0, BLOCK_D)
-    c = group[:, None] * WIDTH + d[None, :]
-    inside = (group < G)[:, None] & (d < WIDTH)[None, :]
-    start = image * C * S
-    add = _or(add_ptr, image * add_stride + c, inside, HAS_ADD)
-
-    s = tl.arange(0, PLACES)
-    if ONCE:
-        live = (s < S)[None, None, :] & inside[:, :, None]
-        at = _tile_offsets(s, c, S, C, LAST)
-        h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
-        mean, spread = _chunk_moments(h, live, S * WIDTH * 1.0)
-    else:
-        mean = tl.zeros((SLAB,), tl.float32)
-        spread = tl.zeros((SLAB,), tl.float32)
-        for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = _tile_offsets(s0 + s, c, S, C, LAST)
-            h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
-            more = tl.minimum(S - s0, PLACES) * WIDTH * 1.0
-            seen = s0 * WIDTH * 1.0
-            chunk_mean, chunk_spread = _chunk_moments(h, live, more)
-            gap = chunk_mean - mean  # Chan, Golub and LeVeque 1983
-            mean += gap * (more / (seen + more))
-            spread += chunk_spread + gap * gap * (seen * (more / (seen + more)))
-
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(spread / (S * WIDTH * 1.0) + eps))
-    tl.store(mean_ptr + image * G + group, mean, mask=group < G)
-    tl.store(rstd_ptr + image * G + group, rstd, mask=group < G)
-    lift = 1.0 + _or(scale_ptr, image * C + c, inside, HAS_SCALE)
-    weight = tl.load(weight_ptr + c, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + c, mask=inside, other=0.0).to(tl.float32)
-    gain = weight * lift * rstd[:, None]
-    offset = bias * lift + _or(shift_ptr, image * C + c, inside, HAS_SHIFT)
-
-    if ONCE:
-        z = (h - mean[:, None, None]) * gain[:, :, None] + offset[:, :, None]
-        z = z / (1.0 + tl.exp(-z)) if ACT else z
-        tl.store(y_ptr + start + at, z.to(y_ptr.dtype.element_ty), mask=live)
-    else:
-        for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = _tile_offsets(s0 + s, c, S, C, LAST)
-            h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
-            z = (h - mean[:, None, None]) * gain[:, :, None] + offset[:, :, None]
-            z = z / (1.0 + tl.exp(-z)) if ACT else z
-            tl.store(y_ptr + start + at, z.to(y_ptr.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT: tl.constexpr):
-    """xhat and dz, the gradient before the affine, of one tile; 0 where nothing lives."""
-    h = tl.load(x_ptr + start + at, mask=live, other=0.0).to(tl.float32) + add[:, :, None]
-    xhat = tl.where(live, (h - mean[:, None, None]) * rstd[:, None, None], 0.0)
-    dz = tl.load(dy_ptr + start + at, mask=live, other=0.0).to(tl.float32)
-    if ACT:
-        z = xhat * gain[:, :, None] + offset[:, :, None]
-        sigma = 1.0 / (1.0 + tl.exp(-z))
-        dz = dz * (sigma * (1.0 + z * (1.0 - sigma)))
-    return xhat, dz
-
-
-@triton.jit
-def backward_kernel(
-    dy_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, scale_ptr, shift_ptr, add_ptr,
-    dx_ptr, s1_ptr, s2_ptr, dadd_ptr,
-    S, C, G, slabs, add_stride,
-    WIDTH: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_ADD: tl.constexpr,
-    ACT: tl.constexpr, LAST: tl.constexpr, PLACES: tl.constexpr, SLAB: tl.constexpr,
-    BLOCK_D: tl.constexpr, ONCE: tl.constexpr,
-):  # fmt: skip
-    image = (tl.program_id(0) // slabs).to(tl.int64)
-    group = (tl.program_id(0) % slabs) * SLAB + tl.arange(0, SLAB)
-    d = tl.arange(0, BLOCK_D)
-    c = group[:, None] * WIDTH + d[None, :]
-    inside = (group < G)[:, None] & (d < WIDTH)[None, :]
-    start = image * C * S
-    add = _or(add_ptr, image * add_stride + c, inside, HAS_ADD)
-    mean = tl.load(mean_ptr + image * G + group, mask=group < G, other=0.0)
-    rstd = tl.load(rstd_ptr + image * G + group, mask=group < G, other=0.0)
-    lift = 1.0 + _or(scale_ptr, image * C + c, inside, HAS_SCALE)
-    gain = tl.load(weight_ptr + c, mask=inside, other=0.0).to(tl.float32) * lift
-    offset = tl.load(bias_ptr + c, mask=inside, other=0.0).to(tl.float32) * lift
-    offset += _or(shift_ptr, image * C + c, inside, HAS_SHIFT)
-
-    s = tl.arange(0, PLACES)
-    if ONCE:
-        live = (s < S)[None, None, :] & inside[:, :, None]
-        at = _tile_offsets(s, c, S, C, LAST)
-        xhat, dz = _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT)
-        s1, s2, s3 = tl.sum(dz, 2), tl.sum(dz * xhat, 2), tl.sum(xhat, 2)
-    else:
-        s1 = tl.zeros((SLAB, BLOCK_D), tl.float32)
-        s2 = tl.zeros((SLAB, BLOCK_D), tl.float32)
-        s3 = tl.zeros((SLAB, BLOCK_D), tl.float32)
-        for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = _tile_offsets(s0 + s, c, S, C, LAST)
-            xhat, dz = _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT)
-            s1 += tl.sum(dz, 2)
-            s2 += tl.sum(dz * xhat, 2)
-            s3 += tl.sum(xhat, 2)
-
-    count = S * WIDTH * 1.0
-    level = tl.sum(tl.where(inside, gain * s1, 0.0), 1) / count
-    tilt = tl.sum(tl.where(inside, gain * s2, 0.0), 1) / count
-    tl.store(s1_ptr + image * C + c, s1, mask=inside)
-    tl.store(s2_ptr + image * C + c, s2, mask=inside)
-    if HAS_ADD:
-        dadd = gain * s1 - (level[:, None] * (S * 1.0) + tilt[:, None] * s3)
-        dadd *= rstd[:, None]
-        tl.store(dadd_ptr + image * C + c, dadd, mask=inside)
-
-    if ONCE:
-        dx = gain[:, :, None] * dz - level[:, None, None] - tilt[:, None, None] * xhat
-        dx *= rstd[:, None, None]
-        tl.store(dx_ptr + start + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
-    else:
-        for s0 in range(0, S, PLACES):
-            live = (s0 + s < S)[None, None, :] & inside[:, :, None]
-            at = _tile_offsets(s0 + s, c, S, C, LAST)
-            xhat, dz = _slope(x_ptr, dy_ptr, start, at, live, add, mean, rstd, gain, offset, ACT)
-            dx = gain[:, :, None] * dz - level[:, None, None] - tilt[:, None, None] * xhat
-            dx *= rstd[:, None, None]
-            tl.store(dx_ptr + start + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
-
-
-class Tile(NamedTuple):
-    """How one call is cut; depends on an image's shape only, so an image never feels its batch."""
-
-    places: int
-    slab: int
-    block_d: int
-    once: bool
-    warps: int
-
-
-# Values of a tile that stay in the registers of 8 warps; more would spill (tools/aot_check.py).
-LARGEST = {"forward": 16384, "backward": 4096}
-
-
-def tile(kernel: str, size: int, width: int, groups: int, last: bool) -> Tile:
-    block_d = triton.next_power_of_2(width)
-    slab, all_groups = 1, triton.next_power_of_2(groups)
-    small = max(1, 2048 // max(1, triton.next_power_of_2(size)))  # channels worth a program
-    while slab < all_groups and slab * width < max(small, 32 if last else 1):
-        slab *= 2
-    channels = slab * block_d
-    places = min(triton.next_power_of_2(size), max(1, LARGEST[kernel] // channels))
-    warps = 8 if places * channels > 2048 else 4
-    return Tile(places, slab, block_d, size <= places, warps)
+from . import group_norm_channels_last as rows
+from . import group_norm_contiguous as planes
+from . import group_norm_cuts as cuts
 
 
 def forward(
@@ -219,27 +25,23 @@ def forward(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `forward_reference` of the op."""
-    form = layout.of(x)
-    x = layout.dense(x, form)
-    n = x.shape[0]
-    y = layout.empty(x, form)
-    statistics = x.new_empty((2, n, groups), dtype=torch.float32)
-    if not x.numel():
+    call = _Call.of(x, more, weight, groups)
+    y = layout.empty(call.x, call.form, call.channels)
+    statistics = x.new_empty((2, x.shape[0], groups), dtype=torch.float32)
+    if not y.numel():
         return y, statistics.fill_(float("nan"))
-    inputs = [_flat(v) for v in (weight, bias, scale, shift, add)]
-    grid, sizes, options = _launch("forward", x, groups, scale, shift, add, act, form)
-    with _on(x):
-        forward_kernel[grid](
-            x,
-            *(x if v is None else v for v in inputs),
-            y,
-            *statistics.unbind(),
-            *sizes,
-            eps,
-            **options,
-        )
+    affine = [call.pointer(v) for v in (weight, bias, scale, shift, add)]
+    options = _options(scale, shift, add, act)
+    with torch.cuda.device_of(x):
+        if call.last:
+            tensors = (call.x, call.second, *affine, y, *statistics.unbind())
+            _launch_rows("forward", call, tensors, add, (eps,), options)
+        else:
+            tensors = (call.x, *affine, y, *statistics.unbind())
+            _launch_planes("forward", call, tensors, add, (eps,), options)
     return y, statistics
 
 
@@ -254,76 +56,193 @@ def backward(
     shift: Tensor | None,
     add: Tensor | None,
     act: bool,
+    more: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """As `backward_reference` of the op."""
-    form = layout.of(x)
-    x, dy = layout.dense(x, form), layout.dense(dy, form)
-    dx = layout.empty(x, form)
-    s1, s2, dadd = x.new_zeros((3, *x.shape[:2]), dtype=torch.float32).unbind()
-    inputs = [_flat(v) for v in (weight, bias, scale, shift, add)]
-    if x.numel():
-        grid, sizes, options = _launch("backward", x, groups, scale, shift, add, act, form)
-        weight, bias, *extras = (x if v is None else v for v in inputs)
-        with _on(x):
-            backward_kernel[grid](
-                dy,
-                x,
-                weight,
-                bias,
-                *statistics.unbind(),
-                *extras,
-                dx,
-                s1,
-                s2,
-                dadd,
-                *sizes,
-                **options,
-            )
-    lift: Any = 1 if scale is None else 1 + scale.float()
-    return (
-        dx,
-        (s2 * lift).sum(0),  # a reduction of torch's: the same order every time
-        (s1 * lift).sum(0),
-        dx.new_empty(0) if scale is None else weight.float() * s2 + bias.float() * s1,
-        dx.new_empty(0) if shift is None else s1.clone(),
-        dx.new_empty(0) if add is None else dadd.sum(0) if add.ndim == 1 else dadd.clone(),
-    )
+    call = _Call.of(x, more, weight, groups)
+    dy = layout.dense(dy, call.form)
+    dx = layout.empty(call.x, call.form)
+    dmore = dx if call.more is None else layout.empty(call.more, call.form)
+    sums = x.new_zeros((3, x.shape[0], call.channels), dtype=torch.float32).unbind()
+    if dy.numel():
+        affine = [call.pointer(v) for v in (weight, bias, scale, shift, add)]
+        read = (*affine[:2], *statistics.unbind(), *affine[2:])
+        options = _options(scale, shift, add, act)
+        with torch.cuda.device_of(x):
+            if call.last:
+                tensors = (dy, call.x, call.second, *read, dx, dmore, *sums)
+                _launch_rows("backward", call, tensors, add, (), options)
+            else:
+                tensors = (dy, call.x, *read, dx, *sums)
+                _launch_planes("backward", call, tensors, add, (), options)
+    if more is None:
+        dmore = dx.new_empty(0)
+    elif call.more is None:
+        dx, dmore = layout.parted(dx, call.form, x.shape[1])
+    return dx, *_small_gradients(sums, weight, bias, scale, shift, add), dmore
 
 
-def _launch(
-    kernel: str,
-    x: Tensor,
-    groups: int,
+def _small_gradients(
+    sums: tuple[Tensor, ...],
+    weight: Tensor,
+    bias: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
     add: Tensor | None,
-    act: bool,
-    form: torch.memory_format,
-) -> tuple[tuple[int], tuple[int, ...], dict[str, Any]]:
-    n, c = x.shape[:2]
-    size, last = math.prod(x.shape[2:]), layout.channels_last(form)
-    t = tile(kernel, size, c // groups, groups, last)
-    slabs = -(-groups // t.slab)
-    add_stride = c if add is not None and add.ndim == 2 else 0
-    options = {
-        "WIDTH": c // groups,
+) -> tuple[Tensor, ...]:
+    """From Σ dz, Σ dz·xhat and Σ dx of every channel of every image; torch's sum over the images
+    has the same order every time."""
+    s1, s2, dadd = sums
+    lift: Any = 1 if scale is None else 1 + scale.float()
+    return (
+        (s2 * lift).sum(0),
+        (s1 * lift).sum(0),
+        s1.new_empty(0) if scale is None else weight.float() * s2 + bias.float() * s1,
+        s1.new_empty(0) if shift is None else s1.clone(),
+        s1.new_empty(0) if add is None else dadd.sum(0) if add.ndim == 1 else dadd.clone(),
+    )
+
+
+class _Call(NamedTuple):
+    """The images, dense; `more` only where the kernels read it as a tensor of its own."""
+
+    x: Tensor
+    more: Tensor | None
+    form: torch.memory_format
+    channels: int
+    groups: int
+
+    @classmethod
+    def of(cls, x: Tensor, more: Tensor | None, weight: Tensor, groups: int) -> _Call:
+        form = layout.of(x)
+        if more is not None and layout.channels_last(form):
+            x, more = layout.dense(x, form), layout.dense(more, form)
+        else:
+            x, more = layout.dense(layout.joined(x, more), form), None
+        return cls(x, more, form, len(weight), groups)
+
+    @property
+    def last(self) -> bool:
+        return layout.channels_last(self.form)
+
+    @property
+    def second(self) -> Tensor:
+        return self.x if self.more is None else self.more
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.x.shape[2:])
+
+    def pointer(self, v: Tensor | None) -> Tensor:
+        """What stands for an absent tensor is never read."""
+        return self.x if v is None else v.contiguous()
+
+    def cut(self, which: str) -> cuts.Cut:
+        return cuts.chosen(
+            which, self.size, self.channels, self.groups, self.last, self.x.dtype, self.x.device
+        )
+
+
+def _options(
+    scale: Tensor | None, shift: Tensor | None, add: Tensor | None, act: bool
+) -> dict[str, Any]:
+    return {
         "HAS_SCALE": scale is not None,
         "HAS_SHIFT": shift is not None,
         "HAS_ADD": add is not None,
         "ACT": act,
-        "LAST": last,
-        "PLACES": t.places,
-        "SLAB": t.slab,
-        "BLOCK_D": t.block_d,
-        "ONCE": t.once,
-        "num_warps": t.warps,
     }
-    return (n * slabs,), (size, c, groups, slabs, add_stride), options
 
 
-def _flat(v: Tensor | None) -> Tensor | None:
-    return None if v is None else v.contiguous()
+def _stride(add: Tensor | None, channels: int) -> int:
+    return channels if add is not None and add.ndim == 2 else 0
 
 
-def _on(x: Tensor) -> Any:
-    return torch.cuda.device_of(x)
+def _launch_planes(
+    which: str,
+    call: _Call,
+    tensors: tuple[Tensor, ...],
+    add: Tensor | None,
+    numbers: tuple[float, ...],
+    options: dict[str, Any],
+) -> None:
+    kernel = planes.forward_kernel if which == "forward" else planes.backward_kernel
+    c, g, cut = call.channels, call.groups, call.cut(which)
+    slabs = -(-g // cut.groups)
+    kernel[(call.x.shape[0] * slabs,)](
+        *tensors,
+        call.size,
+        c,
+        g,
+        slabs,
+        _stride(add, c),
+        *numbers,
+        **options,
+        WIDTH=c // g,
+        PLACES=cut.places,
+        SLAB=cut.groups,
+        BLOCK_D=cuts.power(c // g),
+        ONCE=call.size <= cut.places,
+        num_warps=cut.warps,
+    )
+
+
+def _launch_rows(
+    which: str,
+    call: _Call,
+    tensors: tuple[Tensor, ...],
+    add: Tensor | None,
+    numbers: tuple[float, ...],
+    options: dict[str, Any],
+) -> None:
+    n, c, g, own = call.x.shape[0], call.channels, call.groups, call.x.shape[1]
+    cut = call.cut(which)
+    slabs, chunks = -(-g // cut.groups), -(-call.size // cut.places)
+    sizes = (call.size, c, own, g, slabs, _stride(add, c), *numbers)
+    options |= constants(call.size, c, g, cut) | {"MORE": own < c}
+    if chunks == 1:
+        options["FULL"] = full(call.size, c, g, cut)
+        kernel = rows.held_forward_kernel if which == "forward" else rows.held_backward_kernel
+        kernel[(n * slabs,)](*tensors, *sizes, **options, num_warps=cut.warps)
+        return
+    parts = 2 * options["KINDS"] if which == "forward" else 3 * options["LANES"]
+    scratch = call.x.new_empty((n, slabs, chunks, parts), dtype=torch.float32)
+    if which == "forward":
+        kernel, options["CHUNKS"] = rows.walked_forward_kernel, cuts.power(chunks)
+    else:
+        kernel = rows.walked_backward_kernel
+    shares = _shares(n * slabs, chunks, call.x.device)
+    for phase in (rows.BOTH,) if shares == 1 else (rows.MEASURE, rows.APPLY):
+        kernel[(n * slabs * shares,)](
+            *tensors, scratch, *sizes, phase, chunks, shares, **options, num_warps=cut.warps
+        )
+
+
+def constants(size: int, channels: int, groups: int, cut: cuts.Cut) -> dict[str, int]:
+    """What the kernels for channels last are compiled for."""
+    width = channels // groups
+    return {
+        "WIDTH": width,
+        "GROUPS": cut.groups,
+        "LANES": cuts.lanes(cut.groups, width),
+        "KINDS": cuts.power(cut.groups),
+        "PLACES": cut.places,
+    }
+
+
+def full(size: int, channels: int, groups: int, cut: cuts.Cut) -> bool:
+    """Whether every value of every tile exists, so that nothing needs to be masked."""
+    slab = cut.groups * (channels // groups)
+    return size == cut.places and slab == cuts.power(slab) and channels % slab == 0
+
+
+def _shares(programs: int, chunks: int, device: torch.device) -> int:
+    """Into how many programs each walk is divided: until all multiprocessors have work."""
+    return max(1, min(chunks, _multiprocessors(device.type, device.index) // max(1, programs)))
+
+
+@lru_cache(maxsize=64)
+def _multiprocessors(kind: str, index: int | None) -> int:
+    if kind != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(index).multi_processor_count

@@ -13,9 +13,10 @@ from kdgen import budget, checkpoint, compare, contest, nets, recipes, samplers,
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.recipes import Stage
 from kdgen.schedules import EDM, Cosine
+from kdgen.tournament import Kept, Record
 
 Refused = Callable[..., str]
-METHODS = ("digits-denoising-student", "digits-progressive")
+METHODS = ("digits-denoising-student", "digits-progressive", "digits-reflow")
 
 
 @pytest.fixture
@@ -54,13 +55,24 @@ def test_a_comparison_is_measured_once_and_written_in_every_form(
     assert progressive["nfe"] == 1
     assert [x for x, _ in progressive["curve"]][-1] == progressive["evaluations"]
     assert progressive["evaluations"] == 5 * 8 * (2 + 2 + 4 + 4)
+    rounds = [(k["stage"], k["round"], k["nfe"]) for k in progressive["kept"]]
+    assert rounds == [(1, 1, 8), (1, 2, 4), (1, 3, 2)]
+    assert [k["distance"] for k in progressive["kept"]] == [
+        progressive["quality"][str(nfe)] for nfe in (8, 4, 2)
+    ]
+    reflow = found["records"][2]
+    assert [(k["stage"], k["round"], k["nfe"]) for k in reflow["kept"]] == [(1, None, 20)]
     assert found["teacher"]["full"]["floor"] > 0
     page = (tmp_path / "compare.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert (tmp_path / "compare.png").exists()
     table = (tmp_path / "compare.md").read_text()
     assert table in said
     assert "| digits-progressive | 4 |" in table
+    flow = "digits-reflow, stage 1 (reflow)"
+    assert f"| {flow} | 20 | {reflow['kept'][0]['distance']:.2f} |" in table
+    assert flow in page
+    assert "digits-progressive, stage" not in table  # they are its rows
 
     def busy(*_: object) -> None:
         pytest.fail("trained again")
@@ -74,6 +86,18 @@ def test_a_comparison_is_measured_once_and_written_in_every_form(
             compare.main([*options, *other])
         assert stop.value.code == 2
         assert "measured with another" in capsys.readouterr().err
+
+
+def test_a_kept_model_is_hidden_where_another_takes_as_many_evaluations(tmp_path: Path) -> None:
+    """Middle stages always; a round of the last stage, unless it is a row of its own."""
+    kept = [Kept(1, None, "a", 1, 9.0), Kept(2, 1, "b", 4, 5.0), Kept(2, 2, "b", 1, 7.0)]
+    record = Record(
+        "m", 0, 1, {4: 5.0, 1: 3.0}, [(10, 3.0)], 10, 1.0, None, [{}, {}], {"n": 2}, kept
+    )
+    assert record.hidden() == [kept[0], kept[2]]
+    assert [k.name for k in record.hidden()] == ["stage 1 (a)", "stage 2, round 2 (b)"]
+    record.save(tmp_path / "measured.json")
+    assert Record.load(tmp_path / "measured.json") == record
 
 
 @pytest.mark.parametrize("name", [n for n in recipes.STUDENTS if n.startswith("digits-")])

@@ -77,6 +77,16 @@ def test_what_can_be_done_without_is_done_without(run, sources, environment):
     assert setup(run, sources, environment.parents[1], "triton", KDGEN_STRICT="1").returncode == 1
 
 
+def test_a_gpu_machine_without_a_network_goes_on_without_the_command_line(
+    run, sources, environment
+):
+    project = sources / "pyproject.toml"
+    project.write_text(project.read_text().replace('"tyro>=1.0"', '"tyro>=1.0", "kdgen-nowhere"'))
+    done = setup(run, sources, environment.parents[1], "test", "--spare")
+    assert done.returncode == 0, done.stderr
+    assert "going on: could not install kdgen-nowhere" in done.stderr
+
+
 def test_it_keeps_the_torch_it_finds_and_the_second_call_is_silent(run, sources, tmp_path):
     """The whole of it, from an interpreter that lives in an environment and has torch."""
     venv = tmp_path / "v"

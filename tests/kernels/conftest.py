@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdgen.kernels import Op
+from kdgen.kernels import Example, Op, cuda
 
+EMULATION = Path(__file__).parents[1] / "emulation" / "load.py"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -19,16 +23,51 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def emulated() -> Iterator[ModuleType | None]:
+    """Where there is no GPU, the CUDA kernels as a CPU runs them; they are built when they changed.
+    None, and their tests are skipped, where they cannot be."""
+    if torch.cuda.is_available():
+        yield None
+        return
+    spec = importlib.util.spec_from_file_location("kdgen_tests_emulation", EMULATION)
+    assert spec is not None
+    assert spec.loader is not None
+    emulation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(emulation)
+    before = cuda.module, cuda.why
+    module, why = emulation.load()
+    cuda.module, cuda.why = module, why
+    yield module
+    cuda.module, cuda.why = before
+
+
 @pytest.fixture
 def need() -> Callable[[Op[Any, Any], str, tuple[Any, ...]], None]:
-    """Skips where a backend cannot run at all (not built, other device)."""
+    """Skips where a backend cannot run at all (the op has none, not built, other device)."""
 
     def check(op: Op[Any, Any], backend: str, args: tuple[Any, ...]) -> None:
+        if backend not in op.by_name:
+            pytest.skip(f"{op.name} has no backend {backend}")
         why = op.by_name[backend].serves(*op.bind(*args))
         if why:
             pytest.skip(f"{backend}: {why}")
 
     return check
+
+
+@pytest.fixture
+def served(need: Any) -> Callable[..., list[Example]]:
+    """Those of some examples that a backend serves; skips where it serves none."""
+
+    def choose(op: Op[Any, Any], backend: str, examples: list[Example]) -> list[Example]:
+        chosen = op.by_name.get(backend)
+        found = [e for e in examples if chosen and not chosen.serves(*op.bind(*e.args))]
+        if not found:
+            need(op, backend, examples[0].args)
+        return found
+
+    return choose
 
 
 @pytest.fixture

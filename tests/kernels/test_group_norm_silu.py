@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kdgen import kernels
-from kdgen.kernels import group_norm_silu
+from kdgen.kernels import configs, group_norm_silu
 
 FAST = ["native", "triton"]
 LAST = torch.channels_last
@@ -153,24 +153,31 @@ def test_an_image_and_its_gradient_do_not_depend_on_the_batch(form, shape, group
             assert all(torch.equal(a[0], b[image]) for a, b in zip(alone, together, strict=True))
 
 
-@per_layout
+@pytest.mark.parametrize(
+    ("form", "more"),
+    [(torch.contiguous_format, 0), (LAST, 0), (LAST, 6)],
+    ids=["nchw", "nhwc", "two nhwc"],
+)
 @per_backend
-def test_a_tile_too_small_for_the_image_changes_nothing(
-    backend, form, monkeypatch, grads, as_accurate, wide, need
+def test_an_image_too_large_to_be_held_changes_nothing(
+    backend, form, more, grads, as_accurate, wide, need
 ):
-    """The two-pass walk of the Triton kernels; for native, an image of many blocks."""
-    shape = (1, 12, 9, 9) if backend == "triton" else (1, 12, 60, 60)
-    args = arguments(shape, 3, form)
+    """Cut into chunks: the walk of the Triton kernels; for native, an image of many blocks."""
+    size = (9, 9) if backend == "triton" else (60, 60)
+    x, weight, bias, groups = arguments((1, 12, *size), 3, form)
+    behind = normal(1, more, *size, seed=6, form=form) if more else None
+    args = (x[:, : 12 - more].contiguous(memory_format=form), weight, bias, groups, 1e-6,
+            None, normal(1, 12, seed=7), None, True, behind)  # fmt: skip
     need(group_norm_silu, backend, args)
-    if backend == "triton":
-        from kdgen.kernels._triton import group_norm_silu as source
-
-        monkeypatch.setattr(source, "LARGEST", {"forward": 512, "backward": 512})
-        assert not source.tile("forward", 81, 4, 3, form is LAST).once
-    dy = normal(*shape, seed=9)
-    with kernels.use(backend):
+    dy = normal(1, 12, *size, seed=9)
+    small = {"groups": 2, "places": 32, "warps": 4}
+    with (
+        kernels.use(backend),
+        configs.using("group_norm_silu.forward", **small),
+        configs.using("group_norm_silu.backward", **small),
+    ):
         got = [group_norm_silu(*args), *grads(group_norm_silu, args, dy)]
-        op, exactly = group_norm_silu.reference, wide(args)
+    op, exactly = group_norm_silu.reference, wide(args)
     own = [op(*args), *grads(op, args, dy)]
     exact = [op(*exactly), *grads(op, exactly, dy.double())]
     for g, o, e in zip(got, own, exact, strict=True):

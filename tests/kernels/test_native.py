@@ -65,10 +65,10 @@ def test_a_wrong_number_is_refused_by_the_binding():
     good = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), torch.ones(4).data_ptr())
     rest = (0, 0, 0)
 
-    def forward(groups=1, dtype=0, threads=1, x=good["x"], n=1):
+    def forward(groups=1, dtype=0, threads=1, x=good["x"], n=1, own=2, last=False):
         a = good
-        call(x, a["weight"], a["bias"], *rest, a["y"], a["mean"], a["rstd"],
-             n, 2, 1, groups, 1e-6, True, False, False, dtype, threads)  # fmt: skip
+        call(x, a["weight"], a["bias"], *rest, 0, a["y"], a["mean"], a["rstd"],
+             n, 2, own, 1, groups, 1e-6, True, last, False, dtype, threads)  # fmt: skip
 
     with pytest.raises(ValueError, match="groups is 3; expected groups to divide"):
         forward(groups=3)
@@ -80,6 +80,11 @@ def test_a_wrong_number_is_refused_by_the_binding():
         forward(x=0)
     with pytest.raises(ValueError, match="a size is negative"):
         forward(n=-1)
+    for own in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"x has {own} of 2 channels; expected all"):
+            forward(own=own)
+    with pytest.raises(ValueError, match="an address is 0"):  # more's
+        forward(own=1, last=True)
 
 
 def test_one_openmp_runtime_is_loaded():

@@ -406,7 +406,7 @@ def test_the_student_keeps_its_teachers_levels():
     ids=str,
 )
 def test_roles_and_cost_follow_the_kind(options: dict, roles: tuple[str, ...], cost: float):
-    assert (Consistency(**options).roles, Consistency(**options).cost) == (roles, cost)
+    assert (Consistency(**options).roles, Consistency(**options).cost()) == (roles, cost)
 
 
 def network(schedule: EDM | Cosine, form: str) -> Denoiser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -21,10 +22,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdgen import nets, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.methods import Batch, Method, Nets, methods
+from kdgen.methods.base import drops
 from kdgen.schedules import Cosine
 
 Answer = tuple[Method, Nets, Batch]
@@ -61,8 +64,10 @@ def phases(answers: list[Answer]) -> Iterator[tuple[Method, str, Nets, Batch]]:
 def networks(lively: Lively) -> Callable[[Method, int], Nets]:
     """A small U-Net for every role, as the loop has them in a phase."""
 
-    def build(method: Method, classes: int = 0) -> Nets:
-        size = nets.UNetConfig(8, width=8, mult=(1, 2), blocks=1, attention=(4,), classes=classes)
+    def build(method: Method, classes: int = 0, dropout: float = 0.0) -> Nets:
+        size = nets.UNetConfig(
+            8, width=8, mult=(1, 2), blocks=1, attention=(4,), classes=classes, dropout=dropout
+        )
         gain = getattr(method, "phi", None)
         time = None if gain is None else "raw"
         net = nets.UNet(replace(size, skip_gain=gain))
@@ -90,7 +95,7 @@ def test_a_method_declares_what_it_needs(answers: list[Answer]):
         assert set(method.trains) == set(method.phases)
         for phase in method.phases:
             assert set(method.trained(phase)) <= set(method.roles) - {"target"}
-        assert method.cost >= 3
+        assert method.cost() >= 3
         assert method.config()["method"] == method.name
         assert all(isinstance(m, type(method)) for m in method.rounds())
 
@@ -239,6 +244,56 @@ def test_reading_a_value_is_noticed(
     method = Nosy(how=how)
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         loss_without_values(method, "main", networks(method), batch())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_cost_and_memory_are_what_is_counted(
+    answers: list[Answer],
+    networks: Callable[..., Nets],
+    batch: Callable[..., Batch],
+    dropout: float,
+):
+    """FLOPs of a step in forward passes, and what its largest phase keeps for going back."""
+    for method, _, _ in answers:
+        if getattr(method, "online", False) or getattr(method, "coupling", False):
+            continue  # a teacher's sampling and an encoder come on top
+        roles, drawn = networks(method, dropout=dropout), batch()
+        student = roles.student.train()
+        once, one_graph = measured(partial(forward, student, drawn))
+        found = [step(method, phase, roles, drawn) for phase in method.phases]
+        flops, kept = sum(f for f, _ in found) / once, max(k for _, k in found) / one_graph
+        cost = method.cost(drops(student))
+        assert 0.97 * cost < flops <= cost + 1e-6  # nothing goes back into the images
+        assert method.graphs - 0.5 < kept < method.graphs + 0.1
+
+
+def forward(student: Denoiser, batch: Batch) -> Tensor:
+    return student(batch.x0, 0.5).x0.mean()
+
+
+def step(method: Method, phase: str, roles: Nets, batch: Batch) -> tuple[float, float]:
+    """`measured` of one phase, as the loop runs it."""
+    freeze(method, phase, roles)
+    for role in method.roles:
+        roles[role].train(role in method.trained(phase))
+    return measured(lambda: method.loss(phase, roles, batch).mean(), back=True)
+
+
+def measured(loss: Callable[[], Tensor], back: bool = False) -> tuple[float, float]:
+    """(FLOPs, with those of the backward pass if asked, bytes kept for it)."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if not isinstance(t, nn.Parameter):
+            kept[t.data_ptr()] = t
+        return t
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            value = loss()
+        if back:
+            value.backward()
+    return counter.get_total_flops(), float(sum(t.nbytes for t in kept.values()))
 
 
 def test_generate_uses_the_evaluations_it_declares(

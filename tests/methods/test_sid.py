@@ -478,7 +478,7 @@ def test_the_networks_are_asked_as_often_as_the_cost_says():
     Sid().loss("generator", roles, drawn)
     assert calls == ["student", "teacher", "fake"]
     # Once forward, the trained ones twice back, the frozen ones once, to their inputs.
-    assert Sid().cost == (1 + 3) + (3 + 2 + 2)
+    assert Sid().cost() == (1 + 3) + (3 + 2 + 2)
 
 
 def test_the_fake_sees_changed_images_and_is_told_how():

@@ -2,6 +2,7 @@
 
     python -m tools.preparation --create     the machine's Python: make $VENV
     python -m tools.preparation [extra …]    that environment's Python: install, build
+    … --spare                                and go on without packages that cannot be had
 
 What a step prints goes to build/setup.log; people see one line a step.
 """
@@ -18,6 +19,8 @@ from tools.preparation.packages import install
 from tools.preparation.stamps import Stamp, build_digest, files_digest, newer_sources
 from tools.preparation.steps import Failed, alone, say
 
+SPARE = "--spare"
+
 
 def main(arguments: Sequence[str]) -> int:
     begun = time.monotonic()
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         with alone():
             if "--create" in arguments:
                 create()
-            elif prepare(arguments):
+            elif prepare([a for a in arguments if a != SPARE], spare=SPARE in arguments):
                 say(f"ready in {time.monotonic() - begun:.0f} s: {summary()}")
     except Failed as error:
         say(f"error: {error}")
@@ -36,14 +39,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def prepare(extras: Sequence[str]) -> bool:
+def prepare(extras: Sequence[str], *, spare: bool) -> bool:
     """Install and build what is missing or out of date; False if there was nothing to do."""
     packages = Stamp("packages-" + "-".join(("core", *sorted(extras))), files_digest())
     build = Stamp("build", build_digest())
     if packages.valid() and build.valid() and not newer_sources(build):
         return False
     if not packages.valid():
-        install(extras)
+        install(extras, spare=spare)
         packages.write()
     if not build.valid() or newer_sources(build):
         compile_and_link()

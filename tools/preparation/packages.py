@@ -23,8 +23,11 @@ OPTIONAL = ("triton",)  # extras, which like a compiled part one can do without
 TRITON_OF = {"2.11": "3.6.0", "2.12": "3.7.1", "2.13": "3.7.1", "2.14": "3.8.0", "2.15": "3.9.0"}
 
 
-def install(extras: Sequence[str]) -> None:
-    """torch first, then whatever else is missing, under constraints that hold torch still."""
+def install(extras: Sequence[str], *, spare: bool = False) -> None:
+    """torch first, then whatever else is missing, under constraints that hold torch still.
+
+    `spare`: go on without what cannot be had, be it what kdgen's command lines or tests need.
+    """
     if importlib.util.find_spec("pip") is None:
         run([PYTHON, "-m", "ensurepip"], f"{VENV} has no pip")
     if numbers(_version("torch")) < OLDEST_TORCH:
@@ -33,6 +36,8 @@ def install(extras: Sequence[str]) -> None:
     needed, wished = _core_without_torch(), _build_tools()
     for extra in extras:
         (wished if extra in OPTIONAL else needed).extend(_extra(extra))
+    if spare:
+        needed, wished = [], [*needed, *wished]
     _download(missing(needed), pins)
     try:
         _download(missing(wished), pins)

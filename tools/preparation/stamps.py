@@ -10,6 +10,17 @@ from pathlib import Path
 
 from tools.preparation.steps import ROOT, STRICT, VENV
 
+# What people say about the build, by way of the environment.
+ASKED = (
+    "KDGEN_STRICT",
+    "KDGEN_PURE",
+    "KDGEN_CUDA",
+    "KDGEN_CUDA_ARCHS",
+    "CUDACXX",
+    "CUDA_HOME",
+    "CUDA_PATH",
+)
+
 
 class Stamp:
     """A file in the environment that says for which inputs a step was done."""
@@ -33,8 +44,9 @@ def files_digest() -> str:
 def build_digest() -> str:
     """Of what decides how the extension is built, its sources apart."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
-    asked = [os.environ.get(name, "") for name in ("KDGEN_STRICT", "KDGEN_PURE")]
-    return _digest(str(ROOT), (ROOT / "pyproject.toml").read_text(), compiler, *asked)
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin") or ""
+    asked = [os.environ.get(name, "") for name in ASKED]
+    return _digest(str(ROOT), (ROOT / "pyproject.toml").read_text(), compiler, nvcc, *asked)
 
 
 def newer_sources(stamp: Stamp) -> bool:
@@ -44,7 +56,8 @@ def newer_sources(stamp: Stamp) -> bool:
 
 
 def _sources() -> Iterator[Path]:
-    return (ROOT / "csrc").rglob("*.*")
+    yield from (ROOT / "cmake").glob("*.cmake")
+    yield from (ROOT / "csrc").rglob("*.*")
 
 
 def _digest(*parts: str) -> str:

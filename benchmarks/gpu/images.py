@@ -1,0 +1,125 @@
+"""50,000 images: noise by address in, uint8 on the CPU out, everybody in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdgen.denoiser import Denoiser
+from kdgen.fast import FastGenerator, Generator
+
+from .. import model, peers
+from ..students import student
+from . import clock, energy, expected, rivals
+from .bench import Bench
+from .clock import Contestant
+
+GROUP = "images"
+DTYPE = torch.bfloat16
+ALL = 50_000  # of the public headline, 51.5 s: Luhman & Luhman 2021, arXiv:2101.02388
+NETS = ("ddpm32", "edm32", "adm64")
+Make = Callable[[int], Tensor]
+
+
+def run(bench: Bench) -> None:
+    for name in ("tiny8",) if bench.tiny else NETS:
+        if bench.time_for(f"{GROUP} · {name}", 20.0):
+            _network(bench, name)
+    _latency(bench, "tiny8" if bench.tiny else "ddpm32")
+
+
+def _network(bench: Bench, name: str) -> None:
+    denoiser = student(name).to(bench.device)
+    batch = _batch(bench)
+    makers = _makers(bench, name, denoiser, batch)
+    n = batch * (1 if bench.tiny else 8)
+    contestants = {who: Contestant(partial(make, n), n) for who, make in makers.items()}
+    timings = bench.race(contestants, rounds=5)
+    facts = {who: _facts(bench, denoiser, batch, makers[who], n) for who in makers}
+    bench.rows(timings, "torch eager", DTYPE, more=facts, **_about(bench, name, denoiser, batch))
+    if name == "ddpm32" and bench.time_for(f"{GROUP} · {name} in full", 10.0):
+        seconds = clock.elapsed(partial(makers["kdgen fast"], ALL), 1, bench.device)
+        bench.record.note("images", full={"images": ALL, "seconds": seconds, "batch": batch})
+        print(f"  {ALL:,} images, kdgen fast: {seconds:.2f} s", flush=True)
+
+
+def _makers(bench: Bench, name: str, denoiser: Denoiser, batch: int) -> dict[str, Make]:
+    """By name, warm; what cannot run or has no time to compile is noted and left out."""
+    ways: dict[str, Callable[[], Any]] = {
+        "kdgen fast": lambda: FastGenerator(denoiser, batch=batch, dtype=DTYPE),
+        "kdgen plain": lambda: Generator(denoiser, batch=batch, dtype=DTYPE),
+        "torch eager": lambda: peers.PlainGenerator(denoiser, batch, DTYPE),
+    }
+    if name == "ddpm32":
+        ways["kdgen fast, batch 32"] = lambda: FastGenerator(denoiser, batch=32, dtype=DTYPE)
+        ways["diffusers"] = lambda: rivals.diffusers(denoiser, batch, DTYPE)
+        for mode in rivals.MODES:
+            ways[f"torch.compile {mode}"] = partial(_compiled, denoiser, batch, mode)
+    makers: dict[str, Make] = {}
+    for who, build in ways.items():
+        key = f"{GROUP} · {name} · {who}"
+        if who.startswith("torch.compile") and not bench.time_for(key, 90.0):
+            continue
+        try:
+            make = build()
+            if not isinstance(make, str):
+                make(batch)
+        except (RuntimeError, ImportError, NotImplementedError) as error:
+            make = str(error)[:200]
+        if isinstance(make, str):
+            bench.record.skip(key, make)
+        else:
+            makers[who] = make
+    return makers
+
+
+def _compiled(denoiser: Denoiser, batch: int, mode: str) -> Make:
+    return rivals.compiled(peers.PlainGenerator(denoiser, batch, DTYPE), mode)
+
+
+def _facts(bench: Bench, denoiser: Denoiser, batch: int, make: Make, n: int) -> dict[str, Any]:
+    works = model.walk(denoiser.net)  # type: ignore[arg-type]
+    facts: dict[str, Any] = {"expected": expected.images(works, batch) / batch}
+    found = energy.of(partial(make, n), bench.device) if bench.left > 15 else "no time"
+    if not isinstance(found, str):
+        facts |= {"joules": found[0] / n, "watts": found[1]}
+    return facts
+
+
+def _about(bench: Bench, name: str, denoiser: Denoiser, batch: int) -> dict[str, Any]:
+    works, style = model.walk(denoiser.net), model.STYLES["kdgen"]  # type: ignore[arg-type]
+    limits = bench.roofs.gemm(DTYPE), bench.roofs.copy()
+    return {
+        "group": GROUP,
+        "case": name,
+        "batch": batch,
+        "images": 1,
+        "flops": model.flops(works),
+        "bytes": model.activation_bytes(works, style, 2) + model.weight_bytes(works, 2) / batch,
+        "predicted": model.roofline(works, style, batch, 2, *limits) / batch,
+    }
+
+
+def _latency(bench: Bench, name: str) -> None:
+    """One image, from the call to the bytes on the CPU."""
+    if not bench.time_for(f"{GROUP} · {name}, one image", 5.0):
+        return
+    denoiser = student(name).to(bench.device)
+    makers = {
+        "kdgen fast": FastGenerator(denoiser, batch=1, dtype=DTYPE),
+        "torch eager": peers.PlainGenerator(denoiser, 1, DTYPE),
+    }
+    timings = bench.race({who: Contestant(partial(make, 1)) for who, make in makers.items()})
+    about = _about(bench, f"{name}, one image", denoiser, 1)
+    bench.rows(timings, "torch eager", DTYPE, **about)
+
+
+def _batch(bench: Bench) -> int:
+    """Whole waves of tiles at every level of the network."""
+    if bench.device.type != "cuda":
+        return 8
+    return 8 * torch.cuda.get_device_properties(bench.device).multi_processor_count
