@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdgen.denoiser import Denoiser
 from kdgen.fold.folded import Folded
@@ -61,6 +60,8 @@ def _parameters(denoiser: Denoiser) -> int:
 
 @torch.no_grad()
 def _flops(denoiser: Denoiser) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+
     net = copy.deepcopy(denoiser.net).to("meta")
     with torch.device("meta"):
         x, time = torch.empty(1, *denoiser.shape), torch.empty(1)
