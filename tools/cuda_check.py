@@ -34,7 +34,7 @@ COPIES = "LDGSTS.E.BYPASS.128"
 # What must occur, so that tensor cores multiply and memory moves 16 bytes at a time.
 INSTRUCTIONS = {
     "group_norm_silu_forward": (COPIES, "STG.E.128"),
-    "group_norm_silu_backward": (COPIES, "ST.E.128"),  # to one of two tensors: a generic store
+    "group_norm_silu_backward": (COPIES, "STG.E.128"),
     "bias_residual": ("LDG.E.128", "STG.E.128"),
     "attention_forward": (COPIES, "STG.E.128", "HMMA", "LDSM"),
     "attention_backward": (COPIES, "STG.E.128", "HMMA", "LDSM"),
