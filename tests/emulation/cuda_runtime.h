@@ -243,6 +243,11 @@ inline void copy_behind(void* shared, const void* global, bool live = true) {
   emulation::current->copies.back().push_back({shared, global, live});
 }
 
+inline void store_wide(void* global, const uint4& p) {
+  if (reinterpret_cast<std::uintptr_t>(global) % 16) emulation::fail("a store that is not aligned");
+  *static_cast<uint4*>(global) = p;
+}
+
 inline void copies_end() { emulation::current->copies.emplace_back(); }
 
 template <int Left>

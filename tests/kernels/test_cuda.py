@@ -1,7 +1,7 @@
 """The CUDA kernels beyond the rules for every backend: tiles, barriers, and what they say no to.
 
-Without a GPU they run emulated, in several orders of threads: a barrier that is missing shows itself
-as other bits.
+Without a GPU they run emulated, in several orders of threads: a missing barrier shows itself as
+other bits.
 """
 
 from __future__ import annotations

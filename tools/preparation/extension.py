@@ -42,7 +42,7 @@ def _build(**environment: str) -> str:
 
 
 def _cuda_is_optional() -> bool:
-    """Whether a compiled part that failed may have failed because of CUDA, which nobody asked for."""
+    """Whether it may have failed because of CUDA, which nobody asked for."""
     if STRICT or os.environ.get("KDGEN_PURE"):
         return False
     asked = os.environ.get("KDGEN_CUDA", "").upper() or "AUTO"
