@@ -48,6 +48,12 @@ KDGEN_DEVICE void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
 }
 
+// Sixteen bytes in one store; left to itself the compiler may make four of it.
+KDGEN_DEVICE void store_wide(void* global, const Pack& p) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)),
+               "r"(p.x), "r"(p.y), "r"(p.z), "r"(p.w));
+}
+
 template <class T>
 KDGEN_DEVICE T shuffled(T v, int lanes) {
   return __shfl_xor_sync(0xffffffffu, v, lanes);
@@ -55,7 +61,8 @@ KDGEN_DEVICE T shuffled(T v, int lanes) {
 
 #endif
 
-// ---- sixteen bytes as floats ---------------------------------------------------------------------
+// ---- sixteen bytes as floats
+// ---------------------------------------------------------------------
 
 KDGEN_DEVICE void unpack(const Pack& p, float (&v)[4], const float*) {
   v[0] = float_of(p.x), v[1] = float_of(p.y), v[2] = float_of(p.z), v[3] = float_of(p.w);
@@ -106,7 +113,7 @@ KDGEN_DEVICE void load_pack(const void* from, float (&v)[kPack<T>]) {
 
 template <class T>
 KDGEN_DEVICE void store_pack(void* to, const float (&v)[kPack<T>]) {
-  *static_cast<Pack*>(to) = packed<T>(v);
+  store_wide(to, packed<T>(v));
 }
 
 // The sum over a warp, in every lane; always in the same order.

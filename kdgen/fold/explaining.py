@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdgen import kernels
 from kdgen.denoiser import Denoiser
@@ -62,6 +61,8 @@ def _parameters(denoiser: Denoiser) -> int:
 
 @torch.no_grad()
 def _flops(denoiser: Denoiser) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+
     net = copy.deepcopy(denoiser.net).to("meta")
     with torch.device("meta"):
         x, time = torch.empty(1, *denoiser.shape), torch.empty(1)

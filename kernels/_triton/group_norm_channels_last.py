@@ -1,6 +1,6 @@
 """Group norm with channels innermost: one program an image and a slab of neighbouring groups.
 
-A slab is wide enough that every row of it is a run of 48 bytes or more, read 16 at a time. Where
+A slab is wide enough that every row of it is a run of 32 bytes or more, read 16 at a time. Where
 the slab of one image fits the registers it is read once and written once (`held`); else it is cut
 into chunks that are read twice (`walked`), the second time out of a cache.
 

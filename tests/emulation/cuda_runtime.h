@@ -2,8 +2,8 @@
 //
 // A fiber runs until it meets a barrier, a shuffle or a product of its warp; then the next one goes
 // on. In which order is a test's choice (`emulation::order`): a kernel that forgot a barrier gives
-// other numbers in another order. Shared memory starts as not-a-number, and a copy in the background
-// arrives when it is waited for, not before.
+// other numbers in another order. Shared memory starts as not-a-number, and a copy in the
+// background arrives when it is waited for, not before.
 #pragma once
 
 #include <setjmp.h>
@@ -58,7 +58,7 @@ namespace emulation {
 constexpr int kWarp = 32;
 constexpr std::size_t kStack = 64 << 10;
 constexpr char kPattern = static_cast<char>(0xff);  // shared memory before a block: not-a-number
-constexpr std::size_t kLimit = 227 << 10;  // shared memory a block may have on sm_90
+constexpr std::size_t kLimit = 227 << 10;           // shared memory a block may have on sm_90
 
 struct Barrier {
   int expected = 0, arrived = 0, generation = 0;
@@ -241,6 +241,11 @@ inline void copy_behind(void* shared, const void* global, bool live = true) {
     emulation::fail("a copy of 16 bytes that is not aligned");
   }
   emulation::current->copies.back().push_back({shared, global, live});
+}
+
+inline void store_wide(void* global, const uint4& p) {
+  if (reinterpret_cast<std::uintptr_t>(global) % 16) emulation::fail("a store that is not aligned");
+  *static_cast<uint4*>(global) = p;
 }
 
 inline void copies_end() { emulation::current->copies.emplace_back(); }

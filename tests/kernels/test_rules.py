@@ -143,7 +143,7 @@ def test_nothing_around_the_gradients_is_written(op, backend, device, need, guar
     examples = op.examples(torch.float32, device)
     for example in examples if backend == "native" else examples[-2:]:
         need(op, backend, example.args)
-        dy = torch.ones(example.args[0].shape, device=device)
+        dy = torch.ones_like(op.reference(*example.args))
         with kernels.use(backend):
             want = grads(op, example.args, dy)
         with guarded() as guards, kernels.use(backend):
@@ -202,8 +202,8 @@ def test_nan_and_infinity_come_out_where_the_reference_has_them(op, backend, dev
 def test_gradients_are_finite_where_those_of_the_reference_are(op, backend, device, need, grads):
     for example in op.examples(torch.float32, device)[1:3]:
         need(op, backend, example.args)
-        x = example.args[0]
-        dy = spoilt((torch.ones_like(x),), 0, (math.inf, math.nan))[0]
+        dy = torch.ones_like(op.reference(*example.args))
+        dy = spoilt((dy,), 0, (math.inf, math.nan))[0]
         with kernels.use(backend):
             got = grads(op, example.args, dy)
         for g, w in zip(got, grads(op.reference, example.args, dy), strict=True):
