@@ -231,7 +231,8 @@ void backward_contiguous(const GroupNormBackward& p, const BackwardScratch& s) {
     const T *x = static_cast<const T*>(p.x) + task * count,
             *dy = static_cast<const T*>(p.dy) + task * count;
     T* dx = static_cast<T*>(p.dx) + task * count;
-    float *dz = slopes<T>(p, s, Strip{0, p.channels, false}) + task * count, own[3 * kRun], xhat[kRun];
+    float *dz = slopes<T>(p, s, Strip{0, p.channels, false}) + task * count, own[3 * kRun],
+          xhat[kRun];
     Sums* sums = s.sums + task * width;
     Each each = {};
     if (flat) {

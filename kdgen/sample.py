@@ -26,7 +26,6 @@ from kdgen.background import Background
 from kdgen.denoiser import Denoiser
 from kdgen.errors import UsageError
 from kdgen.fast import FastGenerator, Generator, generator
-from kdgen.rows import LANES
 from kdgen.writers import Writer, writer
 
 BUNDLED = Path(__file__).parent / "assets" / "digits-student"

@@ -287,9 +287,7 @@ attention = Op(
             ("cuda",),
             lambda *args: _triton.load(NAME).backward(*args),
         ),
-        Backend(
-            "cuda", cuda.attention, cuda.unable_to_attend, ("cuda",), cuda.attention_backward
-        ),
+        Backend("cuda", cuda.attention, cuda.unable_to_attend, ("cuda",), cuda.attention_backward),
         Backend("reference", forward_reference, lambda *_: "", (), backward_reference),
     ),
     examples,

@@ -94,9 +94,10 @@ def unable_to_norm(
     if channels * size >= LIMIT:
         return f"an image has {channels * size} values; expected fewer than 2**31"
     assert module is not None
-    if size and not module.group_norm_plan(
-        size, channels, x.shape[1], groups, x.dtype.itemsize, 2
-    )[0]:
+    if (
+        size
+        and not module.group_norm_plan(size, channels, x.shape[1], groups, x.dtype.itemsize, 2)[0]
+    ):
         packs = PACK // x.dtype.itemsize
         return (
             f"there are {x.shape[1]} + {channels - x.shape[1]} channels in {groups} groups; "
@@ -234,9 +235,7 @@ def to_uint8(x: Tensor) -> Tensor:
     return y
 
 
-def chain_step(
-    x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float | None
-) -> Tensor:
+def chain_step(x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float | None) -> Tensor:
     y = layout.empty(x_t, layout.of(x_t))
     _chain(x_t, raw, table, step, clip, y, False)
     return y
@@ -379,9 +378,7 @@ def bias_residual_backward(
 # ---- attention ------------------------------------------------------------------------------
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:
     """As `forward_reference` of the op."""
     tokens = [_tokens(x) for x in (q, k, v)]
     out = _like_tokens(q)
@@ -446,7 +443,9 @@ def _tokens(x: Tensor) -> Tensor:
     rows = layout.pixels(x)
     step = PACK // x.dtype.itemsize
     good = rows.stride(2) == 1 and not any(
-        stride % step for stride, size in zip(rows.stride()[:2], rows.shape, strict=False) if size > 1
+        stride % step
+        for stride, size in zip(rows.stride()[:2], rows.shape, strict=False)
+        if size > 1
     )
     return _aligned(rows if good else rows.contiguous())
 

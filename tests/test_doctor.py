@@ -129,6 +129,28 @@ def test_why_the_compiled_part_is_absent_is_told_in_order(monkeypatch, tmp_path)
     assert "another Python" in build._absent()[0]
 
 
+def test_why_there_are_no_cuda_kernels_is_told_with_a_remedy_where_there_is_a_gpu(monkeypatch):
+    compiled = build.Compiled(isa="avx2")
+    monkeypatch.setattr(build, "compiled", lambda: compiled)
+    monkeypatch.setenv("KDGEN_CUDA", "OFF")
+    assert "KDGEN_CUDA=OFF" in build._absent_cuda()[0]
+    monkeypatch.delenv("KDGEN_CUDA")
+    monkeypatch.setenv("CUDACXX", "no-such-nvcc")
+    why, fix = build._absent_cuda()
+    assert why == "no CUDA compiler (nvcc)"
+    assert "CUDA toolkit" in fix
+    monkeypatch.setattr(build, "cuda", lambda: build.Cuda(why=why, fix=fix))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert (software.cuda().state, software.cuda().fix) == ("note", "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert software.cuda().fix == fix
+
+
+def test_the_architectures_of_the_cuda_kernels_are_told_in_words(monkeypatch):
+    monkeypatch.setattr(build, "cuda", lambda: build.Cuda(("80-real", "90-real", "90-virtual")))
+    assert software.cuda().text == "kernels for sm_80, sm_90, newer GPUs than sm_90"
+
+
 def test_a_gpu_that_torch_cannot_use_comes_with_a_remedy(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     finding = machine._driver("580.0", 1)

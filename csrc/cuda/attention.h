@@ -8,7 +8,8 @@ namespace cuda {
 
 constexpr int kWidest = 256;  // channels of a head
 
-// Channel c of head h of a token lies at base + image * image_number + token * number + h * width + c.
+// Channel c of head h of a token lies at base + image * image_number + token * number + h * width +
+// c.
 struct Tokens {
   void* base;
   std::int64_t image, token;  // strides

@@ -1,6 +1,6 @@
-// The gradients of q, k and v, each by blocks that own 64 of its rows and pass by all others, so that
-// nothing is added up in an order that may change: scores are computed again in each (Dao et al.
-// 2022, arXiv:2205.14135, algorithm 4). For dk and dv they are those of kᵀ's rows, transposed.
+// The gradients of q, k and v, each by blocks that own 64 of its rows and pass by all others, so
+// that nothing is added up in an order that may change: scores are computed again in each (Dao et
+// al. 2022, arXiv:2205.14135, algorithm 4). For dk and dv they are those of kᵀ's rows, transposed.
 #include "attention_parts.h"
 
 namespace kdgen {
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads)
   const Tile<D> right = {left.base + kRows * Tile<D>::kPacks};
   const Tile<D> right_out = {right.base + kColumns * Tile<D>::kPacks};
   const Tile<D> left_out = {right_out.base + kColumns * Tile<D>::kPacks};
-  Query* passing = reinterpret_cast<Query*>(left_out.base +
-                                            (scores_only ? 0 : kRows * Tile<D>::kPacks));
+  Query* passing =
+      reinterpret_cast<Query*>(left_out.base + (scores_only ? 0 : kRows * Tile<D>::kPacks));
 
   fetch<T>(left, own, s, at, at.row, kRows);
   if (!scores_only) fetch<T>(left_out, own_out, s, at, at.row, kRows);
@@ -120,8 +120,8 @@ void attention_backward(const AttentionBackward& p, const AttentionShape& s, con
   by_width(s, [&](auto value, auto wide) {
     using T = decltype(value);
     constexpr int D = decltype(wide)::value, each = kThreads / 32;
-    launch("attention_backward", attention_delta_kernel<T>, (s.n * s.heads * s.size + each - 1) / each,
-           kThreads, 0, queue, p, s);
+    launch("attention_backward", attention_delta_kernel<T>,
+           (s.n * s.heads * s.size + each - 1) / each, kThreads, 0, queue, p, s);
     run<T, D, Wanted::dq>(p, s, queue);
     run<T, D, Wanted::dk>(p, s, queue);
     run<T, D, Wanted::dv>(p, s, queue);

@@ -13,8 +13,8 @@ constexpr int kKeys = D > 128 ? 32 : 64;
 
 // Scores to powers of two below their row's maximum, and what that does to earlier sums.
 template <int N>
-KDGEN_DEVICE void soften(float (&c)[N][4], float factor, int left, float (&top)[2],
-                         float (&sum)[2], float (&fade)[2]) {
+KDGEN_DEVICE void soften(float (&c)[N][4], float factor, int left, float (&top)[2], float (&sum)[2],
+                         float (&fade)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float high = top[half];
@@ -110,7 +110,8 @@ void attention_forward(const AttentionForward& p, const AttentionShape& s, const
     constexpr int D = decltype(wide)::value;
     constexpr std::size_t shared = std::size_t{kRows + 2 * kKeys<D>} * D * 2;
     static_assert(shared <= kMostShared);
-    launch("attention", attention_forward_kernel<T, D>, blocks_of(s), kThreads, shared, queue, p, s);
+    launch("attention", attention_forward_kernel<T, D>, blocks_of(s), kThreads, shared, queue, p,
+           s);
   });
 }
 

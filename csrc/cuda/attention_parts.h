@@ -55,8 +55,8 @@ KDGEN_DEVICE void write(const float (&c)[D / 8][4], const Tile<D>& tile, const T
   for (int j = 0; j < D / 8; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      std::uint32_t* word = reinterpret_cast<std::uint32_t*>(
-          tile.at(warp_row() + lane_row() + 8 * half, j));
+      std::uint32_t* word =
+          reinterpret_cast<std::uint32_t*>(tile.at(warp_row() + lane_row() + 8 * half, j));
       word[lane_column() / 2] = paired<T>(c[j][2 * half], c[j][2 * half + 1]);
     }
   }

@@ -1,6 +1,5 @@
 // Sixteen bytes a thread. The gradient of the bias is summed in two stages, each in a fixed order.
 #include "bias_residual.h"
-
 #include "device.h"
 
 namespace kdgen {
@@ -8,8 +7,8 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRows = 512;                    // a block of the backward pass sums this many pixels
-constexpr int kWide = 32, kDeep = 32;         // channels and parts of a block of the second stage
+constexpr int kRows = 512;             // a block of the backward pass sums this many pixels
+constexpr int kWide = 32, kDeep = 32;  // channels and parts of a block of the second stage
 
 KDGEN_DEVICE int channel_of(const Planes& s, std::int64_t at) {
   return static_cast<int>((s.channels_last ? at : at / s.size) % s.channels);
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
   p.partial[blockIdx.x] = all;
 }
 
-__global__ void __launch_bounds__(kWide * kDeep)
+__global__ void __launch_bounds__(kWide* kDeep)
     bias_residual_sums_kernel(const BiasResidualBackward p, const int channels,
                               const std::int64_t parts) {
   float* room = reinterpret_cast<float*>(shared_memory());

@@ -22,8 +22,8 @@ struct BiasResidual {
 
 struct BiasResidualBackward {
   const void* dy;
-  void* dx;                 // null: not wanted
-  float *dbias, *partial;   // (channels) and scratch (bias_parts, channels); null: not wanted
+  void* dx;                // null: not wanted
+  float *dbias, *partial;  // (channels) and scratch (bias_parts, channels); null: not wanted
   float scale;
 };
 

@@ -1,7 +1,7 @@
 // kdgen._cuda: checks what can be checked of raw pointers, releases the GIL, launches.
 //
-// Tensors arrive as addresses and the stream as torch's number for it, so that the module works with
-// every torch; the CUDA runtime is inside, so that it imports where there is no driver.
+// Tensors arrive as addresses and the stream as torch's number for it, so that the module works
+// with every torch; the CUDA runtime is inside, so that it imports where there is no driver.
 #include <pybind11/pybind11.h>
 
 #include "attention.h"
@@ -66,7 +66,9 @@ Dtype dtype_of(const char* op, int code) {
   return static_cast<Dtype>(code);
 }
 
-Queue queue(int device, Address stream) { return {device, at<std::remove_pointer_t<cudaStream_t>>(stream)}; }
+Queue queue(int device, Address stream) {
+  return {device, at<std::remove_pointer_t<cudaStream_t>>(stream)};
+}
 
 // ---- group norm ---------------------------------------------------------------------------------
 
@@ -94,10 +96,17 @@ void group_norm_silu_forward(Address x, Address more, Address weight, Address bi
                              Address stream) {
   constexpr const char* op = "group_norm_silu_forward";
   NormForward p;
-  static_cast<Norm&>(p) = {at<void>(x),      at<void>(more),   at<float>(weight),
-                           at<float>(bias),  at<float>(scale), at<float>(shift),
-                           at<float>(add),   n,                eps,
-                           act,              add_per_image};
+  static_cast<Norm&>(p) = {at<void>(x),
+                           at<void>(more),
+                           at<float>(weight),
+                           at<float>(bias),
+                           at<float>(scale),
+                           at<float>(shift),
+                           at<float>(add),
+                           n,
+                           eps,
+                           act,
+                           add_per_image};
   p.y = at<void>(y), p.mean = at<float>(mean), p.rstd = at<float>(rstd);
   require_pointers(op, {p.x, p.weight, p.bias, p.y, p.mean, p.rstd});
   require_aligned(op, {p.x, p.more, p.y, p.weight, p.bias, p.scale, p.shift, p.add});
@@ -115,18 +124,26 @@ void group_norm_silu_backward(Address dy, Address x, Address more, Address weigh
                               bool act, bool add_per_image, int dtype, int device, Address stream) {
   constexpr const char* op = "group_norm_silu_backward";
   NormBackward p;
-  static_cast<Norm&>(p) = {at<void>(x),      at<void>(more),   at<float>(weight),
-                           at<float>(bias),  at<float>(scale), at<float>(shift),
-                           at<float>(add),   n,                0.0f,
-                           act,              add_per_image};
+  static_cast<Norm&>(p) = {at<void>(x),
+                           at<void>(more),
+                           at<float>(weight),
+                           at<float>(bias),
+                           at<float>(scale),
+                           at<float>(shift),
+                           at<float>(add),
+                           n,
+                           0.0f,
+                           act,
+                           add_per_image};
   p.dy = at<void>(dy), p.mean = at<float>(mean), p.rstd = at<float>(rstd);
   p.dx = at<void>(dx), p.dmore = at<void>(dmore);
   p.s1 = at<float>(scratch), p.s2 = p.s1 + n * channels, p.s3 = p.s2 + n * channels;
   p.dweight = at<float>(dweight), p.dbias = at<float>(dbias);
   p.dscale = at<float>(dscale), p.dshift = at<float>(dshift), p.dadd = at<float>(dadd);
-  require_pointers(op, {p.dy, p.x, p.weight, p.bias, p.mean, p.rstd, p.dx, p.dweight, p.dbias,
-                        p.s1});
-  require_aligned(op, {p.dy, p.x, p.more, p.dx, p.dmore, p.weight, p.bias, p.scale, p.shift, p.add});
+  require_pointers(op,
+                   {p.dy, p.x, p.weight, p.bias, p.mean, p.rstd, p.dx, p.dweight, p.dbias, p.s1});
+  require_aligned(op,
+                  {p.dy, p.x, p.more, p.dx, p.dmore, p.weight, p.bias, p.scale, p.shift, p.add});
   require(!p.more == (first == channels) && !p.more == !p.dmore, op,
           "the second input and the channels disagree.");
   const Slabs s = cut(op, size, channels, first, groups, dtype, 2);
@@ -148,8 +165,8 @@ void step(Address x_t, Address x0, Address y, Address a_each, Address b_each, fl
           float clip, std::int64_t n, std::int64_t channels, std::int64_t size, bool channels_last,
           bool bytes, int dtype, int device, Address stream) {
   constexpr const char* op = "ddim_update";
-  const Step s = {at<void>(x_t), at<void>(x0), at<float>(a_each), at<float>(b_each),
-                  a,             b,            clip,              dtype_of(op, dtype)};
+  const Step s = {at<void>(x_t), at<void>(x0),       at<float>(a_each), at<float>(b_each), a, b,
+                  clip,          dtype_of(op, dtype)};
   require_pointers(op, {s.x_t, at<void>(y)});
   const Answer out = answer_of(op, y, n, channels, size, channels_last, bytes);
   const py::gil_scoped_release released;
@@ -161,9 +178,9 @@ void chain_step(Address x_t, Address raw, Address table, Address number, Address
                 std::int64_t size, bool channels_last, int raw_channels, bool bytes, int dtype,
                 int raw_dtype, int device, Address stream) {
   constexpr const char* op = "chain_step";
-  const Chain c = {at<void>(x_t),        at<void>(raw), at<float>(table),
-                   at<std::int64_t>(number), steps,     clip,
-                   raw_channels,         dtype_of(op, dtype), dtype_of(op, raw_dtype)};
+  const Chain c = {
+      at<void>(x_t), at<void>(raw), at<float>(table),    at<std::int64_t>(number), steps,
+      clip,          raw_channels,  dtype_of(op, dtype), dtype_of(op, raw_dtype)};
   require_pointers(op, {c.x_t, c.raw, c.table, c.step, at<void>(y)});
   require(steps > 0, op, "the table is empty.");
   const Answer out = answer_of(op, y, n, channels, size, channels_last, bytes);
@@ -178,8 +195,14 @@ void philox(std::uint64_t seed, std::uint32_t stream_of_numbers, Address index, 
   require(draw >= 0 && draw <= 2, op,
           "draw is unknown; expected 0 (words), 1 (uniform), 2 (normal).");
   require_pointers(op, {at<void>(index), at<void>(out)});
-  const Philox p = {seed, stream_of_numbers, at<std::int64_t>(index),        at<void>(out),
-                    n,    size,              static_cast<Draw>(draw), 1};
+  const Philox p = {seed,
+                    stream_of_numbers,
+                    at<std::int64_t>(index),
+                    at<void>(out),
+                    n,
+                    size,
+                    static_cast<Draw>(draw),
+                    1};
   const py::gil_scoped_release released;
   cuda::philox(p, queue(device, stream));
 }
@@ -239,10 +262,11 @@ void require_tokens(const char* op, std::initializer_list<Tokens> all) {
 AttentionShape shape_of(const char* op, std::int64_t n, int heads, int size, int width, int dtype) {
   require(n >= 0 && heads > 0 && size > 0, op, "a size is wrong.");
   require(width > 0 && width % 8 == 0 && width <= kWidest, op,
-          "a head has " + std::to_string(width) +
-              " channels; expected a multiple of 8 up to " + std::to_string(kWidest) + ".");
+          "a head has " + std::to_string(width) + " channels; expected a multiple of 8 up to " +
+              std::to_string(kWidest) + ".");
   const Dtype kind = dtype_of(op, dtype);
-  require(kind != Dtype::float32, op, "dtype is 0 (float32); expected 1 (float16) or 2 (bfloat16).");
+  require(kind != Dtype::float32, op,
+          "dtype is 0 (float32); expected 1 (float16) or 2 (bfloat16).");
   return {n, heads, size, width, kind};
 }
 
@@ -256,7 +280,7 @@ void attention_forward(Address q, std::int64_t q_image, std::int64_t q_token, Ad
   const std::int64_t token = std::int64_t{1} * heads * width;
   const AttentionForward p = {tokens(q, q_image, q_token), tokens(k, k_image, k_token),
                               tokens(v, v_image, v_token), tokens(out, size * token, token),
-                              at<float>(logsumexp), scale};
+                              at<float>(logsumexp),        scale};
   require_tokens(op, {p.q, p.k, p.v, p.out});
   require_pointers(op, {p.logsumexp});
   const py::gil_scoped_release released;
@@ -272,11 +296,17 @@ void attention_backward(Address dout, Address q, std::int64_t q_image, std::int6
   constexpr const char* op = "attention_backward";
   const AttentionShape s = shape_of(op, n, heads, size, width, dtype);
   const std::int64_t token = std::int64_t{1} * heads * width, image = size * token;
-  const AttentionBackward p = {tokens(dout, image, token), tokens(q, q_image, q_token),
-                               tokens(k, k_image, k_token), tokens(v, v_image, v_token),
-                               tokens(out, image, token), tokens(dq, image, token),
-                               tokens(dk, image, token), tokens(dv, image, token),
-                               at<float>(logsumexp), at<float>(delta), scale};
+  const AttentionBackward p = {tokens(dout, image, token),
+                               tokens(q, q_image, q_token),
+                               tokens(k, k_image, k_token),
+                               tokens(v, v_image, v_token),
+                               tokens(out, image, token),
+                               tokens(dq, image, token),
+                               tokens(dk, image, token),
+                               tokens(dv, image, token),
+                               at<float>(logsumexp),
+                               at<float>(delta),
+                               scale};
   require_tokens(op, {p.dout, p.q, p.k, p.v, p.out, p.dq, p.dk, p.dv});
   require_pointers(op, {p.logsumexp, p.delta});
   const py::gil_scoped_release released;
@@ -297,7 +327,7 @@ PYBIND11_MODULE(KDGEN_MODULE, m) {
   m.doc() = "kdgen's CUDA kernels.";
   m.attr("version") = KDGEN_VERSION;
   m.attr("archs") = KDGEN_CUDA_ARCHS;
-  m.attr("emulated") = KDGEN_EMULATED;
+  m.attr("emulated") = static_cast<bool>(KDGEN_EMULATED);
 #if KDGEN_EMULATED
   m.def("schedule", [](unsigned order) { emulation::order = order; });
 #endif

@@ -55,7 +55,8 @@ KDGEN_DEVICE T shuffled(T v, int lanes) {
 
 #endif
 
-// ---- sixteen bytes as floats ---------------------------------------------------------------------
+// ---- sixteen bytes as floats
+// ---------------------------------------------------------------------
 
 KDGEN_DEVICE void unpack(const Pack& p, float (&v)[4], const float*) {
   v[0] = float_of(p.x), v[1] = float_of(p.y), v[2] = float_of(p.z), v[3] = float_of(p.w);

@@ -70,8 +70,8 @@ KDGEN_DEVICE void of_group(const float* value, int channel_in_slab, int width, f
   }
 }
 
-// Starts the copies of this thread's packs of rows [from, from + rows) into `tile`; only this thread
-// reads them, so that a wait is enough and no barrier is needed.
+// Starts the copies of this thread's packs of rows [from, from + rows) into `tile`; only this
+// thread reads them, so that a wait is enough and no barrier is needed.
 template <class T>
 KDGEN_DEVICE void fetch(Pack* tile, const void* base, const Half2& h, const Seat& seat, int columns,
                         int from, int rows) {

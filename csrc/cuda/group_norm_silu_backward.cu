@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks - 1)
 }
 
 // Sums over the images: a thread a channel and every 32nd image, then those in order.
-__global__ void __launch_bounds__(kSumChannels * kSumImages)
+__global__ void __launch_bounds__(kSumChannels* kSumImages)
     group_norm_silu_sums_kernel(const NormBackward p, const int channels) {
   float* room = reinterpret_cast<float*>(shared_memory());
   const int lane = static_cast<int>(threadIdx.x) % kSumChannels;
@@ -197,9 +197,8 @@ void group_norm_silu_backward(const NormBackward& p, const Slabs& s, Dtype dtype
   by_dtype(dtype, [&](auto value) {
     using T = decltype(value);
     const int wide = s.per_slab * s.width();
-    const std::int64_t shared =
-        std::int64_t{2} * s.rows * wide * static_cast<int>(sizeof(T)) +
-        norm_scratch_bytes(kPack<T>, wide);
+    const std::int64_t shared = std::int64_t{2} * s.rows * wide * static_cast<int>(sizeof(T)) +
+                                norm_scratch_bytes(kPack<T>, wide);
     launch("group_norm_silu_backward", group_norm_silu_backward_kernel<T>, p.n * s.count,
            kNormThreads, static_cast<std::size_t>(shared), q, p, s);
   });

@@ -145,9 +145,8 @@ void group_norm_silu_forward(const NormForward& p, const Slabs& s, Dtype dtype, 
   by_dtype(dtype, [&](auto value) {
     using T = decltype(value);
     const int wide = s.per_slab * s.width();
-    const std::int64_t shared =
-        std::int64_t{1} * s.rows * wide * static_cast<int>(sizeof(T)) +
-        norm_scratch_bytes(kPack<T>, wide);
+    const std::int64_t shared = std::int64_t{1} * s.rows * wide * static_cast<int>(sizeof(T)) +
+                                norm_scratch_bytes(kPack<T>, wide);
     launch("group_norm_silu", group_norm_silu_forward_kernel<T>, p.n * s.count, kNormThreads,
            static_cast<std::size_t>(shared), q, p, s);
   });

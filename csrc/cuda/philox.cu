@@ -1,7 +1,6 @@
 // A thread makes one block of four numbers; math.h has the arithmetic, the same as on the CPU.
-#include "philox.h"
-
 #include "device.h"
+#include "philox.h"
 
 namespace kdgen {
 namespace cuda {
@@ -17,7 +16,8 @@ KDGEN_DEVICE void normals(std::uint32_t radius, std::uint32_t angle, float* even
   *odd = static_cast<float>(r * sine);
 }
 
-__global__ void __launch_bounds__(kThreads) philox_kernel(const Philox p, const std::int64_t quads) {
+__global__ void __launch_bounds__(kThreads)
+    philox_kernel(const Philox p, const std::int64_t quads) {
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const std::int64_t row = at / quads, quad = at - row * quads;
   if (row >= p.n) return;

@@ -67,8 +67,8 @@ constexpr KDGEN_PLAN std::int64_t norm_scratch_bytes(int pack, int columns_wide)
 
 // A run of one row: a memory sector at least, better two.
 constexpr int kLongRun = 64, kShortRun = 32;
-constexpr int kWorth = 16 << 10;     // bytes of a tile that make a block worth its start
-constexpr int kResident = 100 << 10; // two such blocks fit a multiprocessor of sm_90, one of sm_80
+constexpr int kWorth = 16 << 10;      // bytes of a tile that make a block worth its start
+constexpr int kResident = 100 << 10;  // two such blocks fit a multiprocessor of sm_90, one of sm_80
 constexpr int kChunk = 32 << 10;
 
 // The widest slab: one row of threads.

@@ -1,8 +1,7 @@
 // Four values a thread. Dtypes are looked at where values are loaded and stored, in one kernel for
 // all: a branch that a whole grid takes alike costs nothing beside the memory.
-#include "steps.h"
-
 #include "device.h"
+#include "steps.h"
 
 namespace kdgen {
 namespace cuda {
@@ -81,8 +80,8 @@ KDGEN_DEVICE void answer(const Answer& out, Dtype dtype, std::int64_t at, int co
   }
   std::uint8_t* y = static_cast<std::uint8_t*>(out.y);
   if (out.channels_last && count == kFour) {  // `at` is a multiple of four, and torch aligns
-    *reinterpret_cast<std::uint32_t*>(y + at) = grey_level(v[0]) | grey_level(v[1]) << 8 |
-                                                grey_level(v[2]) << 16 | grey_level(v[3]) << 24;
+    *reinterpret_cast<std::uint32_t*>(y + at) =
+        grey_level(v[0]) | grey_level(v[1]) << 8 | grey_level(v[2]) << 16 | grey_level(v[3]) << 24;
     return;
   }
   const std::int64_t image = static_cast<std::int64_t>(out.channels) * out.size;

@@ -20,7 +20,7 @@ struct Chain {
   const float* table;
   const std::int64_t* step;  // clamped to 0 … steps - 1
   std::int64_t steps;
-  float clip;  // <= 0: none
+  float clip;        // <= 0: none
   int raw_channels;  // from one pixel of raw to the next, channels last
   Dtype dtype, raw_dtype;
 };

@@ -25,7 +25,6 @@ from kdgen.fast.replay import Replay
 from kdgen.fast.ring import Ring, Tiles, regrouped
 from kdgen.fast.settings import repeatable
 from kdgen.fast.walk import Program, Sampled, Walk
-from kdgen.rows import LANES
 
 log = logging.getLogger("kdgen")
 
@@ -183,12 +182,12 @@ class FastGenerator(Generator):
             log.warning("sample: no CUDA graph, kernels are launched one by one. %s", error)
 
     def _smaller(self) -> None:
-        if self.tile <= LANES:
+        if self.tile <= 1:
             raise memory.refusal(self.tile, self.device, self.dtype, self._said)
         self.captured, self._tiles = None, 0
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.tile = max(LANES, self.tile // 2)
+        self.tile //= 2
         log.warning(
             "sample: out of memory (%s); %d images at once from now on.",
             memory.numbers(self.device, self._said),

@@ -47,8 +47,9 @@ def free(device: torch.device) -> int | None:
 def refusal(images: int, device: torch.device, dtype: torch.dtype, said: str) -> MemoryLimitError:
     """The last word, when `images` at once are too many and fewer are not possible."""
     found = numbers(device, said)
+    what = f"{images} images do" if images > 1 else "one image does"
     return MemoryLimitError(
-        f"sample: {images} images do not fit on {device} in {dtype}"
+        f"sample: {what} not fit on {device} in {dtype}"
         f"{f' ({found})' if found else ''}; expected room for them. Free memory, use --dtype bf16, "
         "or sample on the CPU."
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdgen import kernels, noise, samplers
 from kdgen.denoiser import TIMES, Denoiser, Sampling
+from kdgen.fast import aligned
 from kdgen.fast.chain import Chain
 
 
@@ -36,8 +37,11 @@ class Sampled:
 
 
 class Walk:
-    """A chain. `step` is one move, for whoever captures only that: all but the last are alike, and
-    which it is arrives as a tensor, `places[k]`."""
+    """A chain, by a denoiser whose network it may pad.
+
+    `step` is one move, for whoever captures only that: all but the last are alike, and which it is
+    arrives as a tensor, `places[k]`.
+    """
 
     def __init__(
         self, denoiser: Denoiser, chain: Chain, seed: int, dtype: torch.dtype, guidance: float = 1.0
@@ -59,6 +63,8 @@ class Walk:
         self.fresh = self._table([m[-1].fresh for m in chain.moves])
         self.places = torch.arange(len(moves), device=self.device)
         self.resized = any(e.size != 1.0 for e in chain.evaluations)
+        alike = aligned.worthwhile(self.device, dtype)
+        self.channels = aligned.align(denoiser.net) if alike else 0
 
     def _table(self, values: Sequence[object] | Tensor) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32).to(self.device)
@@ -115,12 +121,16 @@ class Walk:
         return torch.lerp(without, with_label, self.guidance)  # reading it is linear
 
     def _seen(self, x: Tensor, j: int, place: Tensor) -> Tensor:
-        """At the network's size and dtype."""
+        """At the network's size, in its dtype and with its channels."""
         if self.resized:
-            return kernels.scale_input(x, self.sizes[j], place, self.dtype)
+            return kernels.scale_input(x, self.sizes[j], place, self.dtype, self.channels or None)
+        if self.channels:
+            return kernels.scale_input(x, 1.0, None, self.dtype, self.channels)
         return x.to(self.dtype)
 
     def _output(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         """Of the last head."""
         raw: Tensor = self.denoiser.net(x, time.expand(len(x)), label)
+        if self.channels:
+            return raw[:, : self.denoiser.shape[0]]
         return raw.chunk(self.denoiser.heads, dim=1)[-1]

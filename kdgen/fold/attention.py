@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from kdgen import kernels
 from kdgen.fold.layers import bias_of, blocks, replace_weights
-from kdgen.nets.blocks import Attention, Chain, rescaled
+from kdgen.nets.blocks import Attention, Chain, joined
 from kdgen.nets.layers import Pointwise
 from kdgen.nets.unet import UNet
 
@@ -35,8 +35,8 @@ class Merged(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.norm(x)
         q, *k, v = self.project(h).chunk(2 if self.queries else 3, dim=1)
-        y: Tensor = x + self.out(_attend(q, k[0] if k else h, v))
-        return rescaled(y, self.skip_scale)
+        seen = kernels.attention(q, k[0] if k else h, v, 1)
+        return joined(x, self.out(seen), self.skip_scale)
 
 
 def fold_attention(net: UNet, *, queries: bool, values: bool) -> int:
@@ -48,12 +48,6 @@ def fold_attention(net: UNet, *, queries: bool, values: bool) -> int:
                 chain[k] = Merged(module, queries=queries, values=values)
                 count += 1
     return count
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, C, H, W) each; one head of C channels, scores divided by √C."""
-    rows, columns, seen = (part.flatten(2).mT[:, None] for part in (q, k, v))  # (B, 1, H·W, C)
-    return F.scaled_dot_product_attention(rows, columns, seen)[:, 0].mT.reshape(q.shape)
 
 
 def _project(like: Attention, queries: bool, values: bool) -> Pointwise:

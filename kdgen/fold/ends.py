@@ -38,8 +38,8 @@ def fold_output(net: UNet, q: Sequence[float]) -> int:
 
 def _blended(rows: Tensor, q: Sequence[float]) -> Tensor:
     """Σ q_k·rows_k, of rows (len(q)·C, …)."""
-    parts: Tensor = rows.unflatten(0, (len(q), -1))
-    return torch.tensordot(rows.new_tensor(q), parts, 1)
+    blend: Tensor = torch.tensordot(rows.new_tensor(q), rows.unflatten(0, (len(q), -1)), 1)
+    return blend
 
 
 def left(reading: Reading) -> Reading:

@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from kdgen import kernels
 from kdgen.denoiser import Denoiser
 from kdgen.fold.folded import Folded
 
@@ -61,11 +61,14 @@ def _parameters(denoiser: Denoiser) -> int:
 
 @torch.no_grad()
 def _flops(denoiser: Denoiser) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+
     net = copy.deepcopy(denoiser.net).to("meta")
     with torch.device("meta"):
         x, time = torch.empty(1, *denoiser.shape), torch.empty(1)
         label = torch.zeros(1, dtype=torch.int64) if denoiser.classes else None
     x = x.to(next(net.parameters()).dtype)
-    with FlopCounterMode(display=False) as counter:
+    # The counter knows torch's attention, not other backends'.
+    with FlopCounterMode(display=False) as counter, kernels.use("attention=sdpa"):
         net(x, time, label)
     return int(counter.get_total_flops())

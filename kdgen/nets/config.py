@@ -53,8 +53,8 @@ class UNetConfig:
     # How a level changes size: "conv" strided, and nearest neighbour; inside a residual "block",
     # with its shortcut resampled, or also "projected" by a 1×1 convolution.
     resample: str = "conv"
-    # Where a strided convolution sees zeros: "after" (right and below: TensorFlow's SAME, DDPM's) or
-    # "around" the image, as networks born in PyTorch have it.
+    # Where a strided convolution sees zeros: "after" the image (right and below: TensorFlow's SAME,
+    # so DDPM's) or "around" it, as networks born in PyTorch do.
     down_padding: str = "after"
     filter: tuple[int, ...] = (1, 1)  # of the resampling inside a block, in both directions
     pyramid: bool = False  # a shrinking copy of the image joins every level of the encoder

@@ -75,7 +75,7 @@ class Pointwise(nn.Conv2d):
     def _of_two(self, x: Tensor, more: Tensor) -> Tensor:
         own = x.shape[1]
         y = F.conv2d(x, self.weight[:, :own], self.bias)
-        return y.add(F.conv2d(more, self.weight[:, own:]))
+        return y.add_(F.conv2d(more, self.weight[:, own:]))
 
 
 def _product(start: Tensor, weight: Tensor, x: Tensor, planes: bool) -> Tensor:

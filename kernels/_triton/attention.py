@@ -21,6 +21,13 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def _place(heads, blocks):
+    """Which head of all images, image (64 bits), head of it, and block this program has."""
+    pair = tl.program_id(0) // blocks
+    return pair.to(tl.int64), (pair // heads).to(tl.int64), pair % heads, tl.program_id(0) % blocks
+
+
+@triton.jit
 def _rows(pointer, t, stride, N, d, D: tl.constexpr):
     """Tokens t (R,), channels d (W,) of one head: (R, W), zeros outside."""
     live = (t < N)[:, None] & (d < D)[None, :]
@@ -71,9 +78,8 @@ def forward_kernel(
     BLOCK_K: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """`scale` is for exp2: log₂e times the op's. RAGGED: the last block of keys is not full."""
-    pair = tl.program_id(0) // blocks
-    image, head = (pair // heads).to(tl.int64), pair % heads
-    t = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    pair, image, head, block = _place(heads, blocks)
+    t = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     C = heads * D
     q_ptr += image * q_image + head * D
@@ -102,7 +108,7 @@ def forward_kernel(
         total = tl.dot(p.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
         peak = top
     _store(out_ptr + image * N * C + head * D, total / mass[:, None], t, C, N, d, D)
-    tl.store(lse_ptr + pair.to(tl.int64) * N + t, (peak + tl.log2(mass)) * LN2, mask=t < N)
+    tl.store(lse_ptr + pair * N + t, (peak + tl.log2(mass)) * LN2, mask=t < N)
 
 
 @triton.jit
@@ -114,9 +120,8 @@ def backward_q_kernel(
     BLOCK_K: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a block of queries; leaves Σ dout·out of each for `backward_kv_kernel`."""
-    pair = tl.program_id(0) // blocks
-    image, head = (pair // heads).to(tl.int64), pair % heads
-    t = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    pair, image, head, block = _place(heads, blocks)
+    t = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     C = heads * D
     dout_ptr += image * dout_image + head * D
@@ -124,7 +129,7 @@ def backward_q_kernel(
     k_ptr += image * k_image + head * D
     v_ptr += image * v_image + head * D
     here = image * N * C + head * D
-    row = pair.to(tl.int64) * N + t
+    row = pair * N + t
 
     lse = tl.load(lse_ptr + row, mask=t < N, other=float("inf")) * LOG2E
     delta = _delta(dout_ptr, dout_token, out_ptr + here, C, t, N, D, BLOCK_D, SPLIT)
@@ -159,9 +164,8 @@ def backward_kv_kernel(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a block of keys and values; scores are (keys, queries) here."""
-    pair = tl.program_id(0) // blocks
-    image, head = (pair // heads).to(tl.int64), pair % heads
-    j = (tl.program_id(0) % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    pair, image, head, block = _place(heads, blocks)
+    j = block * BLOCK_K + tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
     C = heads * D
     dout_ptr += image * dout_image + head * D
@@ -169,7 +173,7 @@ def backward_kv_kernel(
     k_ptr += image * k_image + head * D
     v_ptr += image * v_image + head * D
     here = image * N * C + head * D
-    row = pair.to(tl.int64) * N
+    row = pair * N
 
     if SPLIT == BLOCK_D:
         k = _rows(k_ptr, j, k_token, N, d, D)
@@ -206,8 +210,7 @@ def backward_whole_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """All three gradients of one head of one small image, every input read once."""
-    pair = tl.program_id(0)  # blocks is 1
-    image, head = (pair // heads).to(tl.int64), pair % heads
+    pair, image, head, _ = _place(heads, blocks)  # the only block
     t = tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     C = heads * D
@@ -216,7 +219,7 @@ def backward_whole_kernel(
     q = _rows(q_ptr + image * q_image + head * D, t, q_token, N, d, D)
     k = _rows(k_ptr + image * k_image + head * D, t, k_token, N, d, D)
     v = _rows(v_ptr + image * v_image + head * D, t, v_token, N, d, D)
-    lse = tl.load(lse_ptr + pair.to(tl.int64) * N + t, mask=t < N, other=float("inf")) * LOG2E
+    lse = tl.load(lse_ptr + pair * N + t, mask=t < N, other=float("inf")) * LOG2E
     out = _rows(out_ptr + here, t, C, N, d, D)
     delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
 

@@ -1,6 +1,6 @@
 """Group norm with channels innermost: one program an image and a slab of neighbouring groups.
 
-A slab is wide enough that every row of it is a run of 48 bytes or more, read 16 at a time. Where
+A slab is wide enough that every row of it is a run of 32 bytes or more, read 16 at a time. Where
 the slab of one image fits the registers it is read once and written once (`held`); else it is cut
 into chunks that are read twice (`walked`), the second time out of a cache.
 
@@ -34,6 +34,16 @@ def _lanes(slab, C, WIDTH: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constex
     c = slab * (GROUPS * WIDTH) + lane
     inside = (lane < GROUPS * WIDTH) & (c < C)
     return c, inside, (lane // WIDTH)[None, :] == tl.arange(0, KINDS)[:, None]
+
+
+@triton.jit
+def _walk(slabs, chunks, shares):
+    """Whose walk it is, and this program's share of it: chunks first … last - 1."""
+    share, row = tl.program_id(0) % shares, tl.program_id(0) // shares
+    each = (chunks + shares - 1) // shares
+    first = share * each
+    last = tl.minimum(first + each, chunks)
+    return (row // slabs).to(tl.int64), row % slabs, share, first, last
 
 
 @triton.jit
@@ -171,11 +181,7 @@ def walked_forward_kernel(
     ACT: tl.constexpr, MORE: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     KINDS: tl.constexpr, PLACES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    share, row = tl.program_id(0) % shares, tl.program_id(0) // shares
-    image, slab = (row // slabs).to(tl.int64), row % slabs
-    each = (chunks + shares - 1) // shares
-    first = share * each
-    last = tl.minimum(first + each, chunks)
+    image, slab, share, first, last = _walk(slabs, chunks, shares)
     c, inside, member = _lanes(slab, C, WIDTH, GROUPS, LANES, KINDS)
     kind = tl.arange(0, KINDS)
     parts = parts_ptr + (image * slabs + slab) * chunks * (2 * KINDS)
@@ -302,11 +308,7 @@ def walked_backward_kernel(
     ACT: tl.constexpr, MORE: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
     KINDS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    share, row = tl.program_id(0) % shares, tl.program_id(0) // shares
-    image, slab = (row // slabs).to(tl.int64), row % slabs
-    each = (chunks + shares - 1) // shares
-    first = share * each
-    last = tl.minimum(first + each, chunks)
+    image, slab, share, first, last = _walk(slabs, chunks, shares)
     c, inside, member = _lanes(slab, C, WIDTH, GROUPS, LANES, KINDS)
     lane = tl.arange(0, LANES)
     parts = parts_ptr + (image * slabs + slab) * chunks * (3 * LANES)

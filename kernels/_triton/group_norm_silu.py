@@ -28,20 +28,14 @@ def forward(
     more: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `forward_reference` of the op."""
-    call = _Call.of(x, more, weight, groups)
+    call = _Call.of(x, more, weight, groups, scale, shift, add, act)
     y = layout.empty(call.x, call.form, call.channels)
     statistics = x.new_empty((2, x.shape[0], groups), dtype=torch.float32)
     if not y.numel():
         return y, statistics.fill_(float("nan"))
     affine = [call.pointer(v) for v in (weight, bias, scale, shift, add)]
-    options = _options(scale, shift, add, act)
     with torch.cuda.device_of(x):
-        if call.last:
-            tensors = (call.x, call.second, *affine, y, *statistics.unbind())
-            _launch_rows("forward", call, tensors, add, (eps,), options)
-        else:
-            tensors = (call.x, *affine, y, *statistics.unbind())
-            _launch_planes("forward", call, tensors, add, (eps,), options)
+        _launch("forward", call, (*call.images, *affine, y, *statistics.unbind()), eps)
     return y, statistics
 
 
@@ -59,7 +53,7 @@ def backward(
     more: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """As `backward_reference` of the op."""
-    call = _Call.of(x, more, weight, groups)
+    call = _Call.of(x, more, weight, groups, scale, shift, add, act)
     dy = layout.dense(dy, call.form)
     dx = layout.empty(call.x, call.form)
     dmore = dx if call.more is None else layout.empty(call.more, call.form)
@@ -67,14 +61,9 @@ def backward(
     if dy.numel():
         affine = [call.pointer(v) for v in (weight, bias, scale, shift, add)]
         read = (*affine[:2], *statistics.unbind(), *affine[2:])
-        options = _options(scale, shift, add, act)
+        written = (dx, dmore) if call.last else (dx,)
         with torch.cuda.device_of(x):
-            if call.last:
-                tensors = (dy, call.x, call.second, *read, dx, dmore, *sums)
-                _launch_rows("backward", call, tensors, add, (), options)
-            else:
-                tensors = (dy, call.x, *read, dx, *sums)
-                _launch_planes("backward", call, tensors, add, (), options)
+            _launch("backward", call, (dy, *call.images, *read, *written, *sums))
     if more is None:
         dmore = dx.new_empty(0)
     elif call.more is None:
@@ -111,30 +100,50 @@ class _Call(NamedTuple):
     form: torch.memory_format
     channels: int
     groups: int
+    options: dict[str, bool]
+    add_stride: int
 
     @classmethod
-    def of(cls, x: Tensor, more: Tensor | None, weight: Tensor, groups: int) -> _Call:
-        form = layout.of(x)
+    def of(
+        cls,
+        x: Tensor,
+        more: Tensor | None,
+        weight: Tensor,
+        groups: int,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        add: Tensor | None,
+        act: bool,
+    ) -> _Call:
+        form, c = layout.of(x), len(weight)
         if more is not None and layout.channels_last(form):
             x, more = layout.dense(x, form), layout.dense(more, form)
         else:
             x, more = layout.dense(layout.joined(x, more), form), None
-        return cls(x, more, form, len(weight), groups)
+        options = {
+            "HAS_SCALE": scale is not None,
+            "HAS_SHIFT": shift is not None,
+            "HAS_ADD": add is not None,
+            "ACT": act,
+        }
+        return cls(x, more, form, c, groups, options, c if add is not None and add.ndim == 2 else 0)
 
     @property
     def last(self) -> bool:
         return layout.channels_last(self.form)
 
     @property
-    def second(self) -> Tensor:
-        return self.x if self.more is None else self.more
+    def images(self) -> tuple[Tensor, ...]:
+        """As the kernels take them; what stands for an absent tensor is never read."""
+        if not self.last:
+            return (self.x,)
+        return self.x, self.x if self.more is None else self.more
 
     @property
     def size(self) -> int:
         return math.prod(self.x.shape[2:])
 
     def pointer(self, v: Tensor | None) -> Tensor:
-        """What stands for an absent tensor is never read."""
         return self.x if v is None else v.contiguous()
 
     def cut(self, which: str) -> cuts.Cut:
@@ -143,28 +152,12 @@ class _Call(NamedTuple):
         )
 
 
-def _options(
-    scale: Tensor | None, shift: Tensor | None, add: Tensor | None, act: bool
-) -> dict[str, Any]:
-    return {
-        "HAS_SCALE": scale is not None,
-        "HAS_SHIFT": shift is not None,
-        "HAS_ADD": add is not None,
-        "ACT": act,
-    }
-
-
-def _stride(add: Tensor | None, channels: int) -> int:
-    return channels if add is not None and add.ndim == 2 else 0
+def _launch(which: str, call: _Call, tensors: tuple[Tensor, ...], *numbers: float) -> None:
+    (_launch_rows if call.last else _launch_planes)(which, call, tensors, numbers)
 
 
 def _launch_planes(
-    which: str,
-    call: _Call,
-    tensors: tuple[Tensor, ...],
-    add: Tensor | None,
-    numbers: tuple[float, ...],
-    options: dict[str, Any],
+    which: str, call: _Call, tensors: tuple[Tensor, ...], numbers: tuple[float, ...]
 ) -> None:
     kernel = planes.forward_kernel if which == "forward" else planes.backward_kernel
     c, g, cut = call.channels, call.groups, call.cut(which)
@@ -175,9 +168,9 @@ def _launch_planes(
         c,
         g,
         slabs,
-        _stride(add, c),
+        call.add_stride,
         *numbers,
-        **options,
+        **call.options,
         WIDTH=c // g,
         PLACES=cut.places,
         SLAB=cut.groups,
@@ -188,18 +181,13 @@ def _launch_planes(
 
 
 def _launch_rows(
-    which: str,
-    call: _Call,
-    tensors: tuple[Tensor, ...],
-    add: Tensor | None,
-    numbers: tuple[float, ...],
-    options: dict[str, Any],
+    which: str, call: _Call, tensors: tuple[Tensor, ...], numbers: tuple[float, ...]
 ) -> None:
     n, c, g, own = call.x.shape[0], call.channels, call.groups, call.x.shape[1]
     cut = call.cut(which)
     slabs, chunks = -(-g // cut.groups), -(-call.size // cut.places)
-    sizes = (call.size, c, own, g, slabs, _stride(add, c), *numbers)
-    options |= constants(call.size, c, g, cut) | {"MORE": own < c}
+    sizes = (call.size, c, own, g, slabs, call.add_stride, *numbers)
+    options: dict[str, Any] = call.options | constants(call.size, c, g, cut) | {"MORE": own < c}
     if chunks == 1:
         options["FULL"] = full(call.size, c, g, cut)
         kernel = rows.held_forward_kernel if which == "forward" else rows.held_backward_kernel

@@ -2,8 +2,8 @@
 //
 // A fiber runs until it meets a barrier, a shuffle or a product of its warp; then the next one goes
 // on. In which order is a test's choice (`emulation::order`): a kernel that forgot a barrier gives
-// other numbers in another order. Shared memory starts as not-a-number, and a copy in the background
-// arrives when it is waited for, not before.
+// other numbers in another order. Shared memory starts as not-a-number, and a copy in the
+// background arrives when it is waited for, not before.
 #pragma once
 
 #include <setjmp.h>
@@ -58,7 +58,7 @@ namespace emulation {
 constexpr int kWarp = 32;
 constexpr std::size_t kStack = 64 << 10;
 constexpr char kPattern = static_cast<char>(0xff);  // shared memory before a block: not-a-number
-constexpr std::size_t kLimit = 227 << 10;  // shared memory a block may have on sm_90
+constexpr std::size_t kLimit = 227 << 10;           // shared memory a block may have on sm_90
 
 struct Barrier {
   int expected = 0, arrived = 0, generation = 0;

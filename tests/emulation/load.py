@@ -1,7 +1,7 @@
 """kdgen's CUDA kernels, compiled for the CPU: the same sources under another <cuda_runtime.h>.
 
-What one compiler makes of a kernel's logic (places, fragments, barriers, sums) is tried here; what a
-GPU does (its rounding of 2^x, its memory) is not.
+A kernel's logic (places, fragments, barriers, sums) is tried here; what a GPU alone does (its
+rounding of 2^x, its memory) is not.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdgen import graph
+from kdgen import graph, nets
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.errors import MemoryLimitError
-from kdgen.fast import FastGenerator, Generator, replay
+from kdgen.fast import FastGenerator, Generator, aligned, replay
 from kdgen.fast.driver import Driver
 from kdgen.schedules import EDM
 
@@ -163,8 +163,10 @@ def test_memory_that_runs_out_halves_the_tile_for_good(
 
 
 def test_memory_for_nothing_is_a_refusal_with_numbers(student: Denoiser, machine: Any):
-    make = piped(machine(prompt=True), room=7)(student)
-    with pytest.raises(MemoryLimitError, match=r"8 images .* \(2.50 GiB wanted, .*free\)") as stop:
+    make = piped(machine(prompt=True), room=0)(student)
+    with pytest.raises(
+        MemoryLimitError, match=r"one image does not fit .* \(2.50 GiB wanted, .*free\)"
+    ) as stop:
         make(70)
     assert stop.value.exit_code == 6
 
@@ -223,6 +225,29 @@ def test_explain_says_what_runs_and_what_does_not(student: Denoiser):
 def test_sizes_that_are_none_are_refused(student: Denoiser):
     with pytest.raises(ValueError, match="tile is 0; expected at least 1"):
         FastGenerator(student, tile=0)
+
+
+@pytest.mark.parametrize("how", [CHAINS[0], CHAINS[2], CHAINS[4]], ids=lambda how: how.sampler)
+def test_channels_of_zeros_change_nothing(
+    student: Denoiser, monkeypatch: pytest.MonkeyPatch, how: Sampling
+):
+    model = student.copy(schedule=EDM(), parameterisation="edm", time=None, sampling=how)
+    expected = FastGenerator(model, seed=3)(9).int()
+    monkeypatch.setattr(aligned, "worthwhile", lambda *_: True)
+    make = FastGenerator(model, seed=3)
+    found = make(9).int()
+    assert make.denoiser.net.conv_in.weight.shape[1] == 8
+    assert make.denoiser.net.conv_out.weight.shape[0] == 8
+    assert (found - expected).abs().max() <= 1
+    assert found.float().std() > 20
+    assert model.net.conv_in.weight.shape[1] == 3  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize(
+    "change", [{"outputs": 2}, {"pyramid": True, "resample": "block"}], ids=str
+)
+def test_a_network_that_sees_or_gives_more_images_keeps_its_channels(change: dict[str, Any]):
+    assert aligned.align(nets.UNet(replace(nets.PRESETS["tiny8"], **change))) == 0
 
 
 def test_settings_are_as_they_were(student: Denoiser, machine: Any):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from kdgen import fold, nets
+from kdgen import fold, kernels, nets
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.schedules import EDM, Cosine
 
@@ -138,6 +138,13 @@ def test_the_check_sees_a_wrong_weight_anywhere(lively: Callable[..., nn.Module]
             weight.mul_(1 + 1e-6).add_(1e-7)
         with pytest.raises(fold.FoldError, match="away from the original"):
             fold.check(plain, wrong)
+
+
+def test_the_check_needs_no_backend_that_was_insisted_on(lively: Callable[..., nn.Module]):
+    plain = denoiser()
+    lively(plain.net)
+    with kernels.use("group_norm_silu=cuda"):  # which knows neither float64 nor a CPU
+        assert fold.fold(plain, [1.0]).places["time"] > 0
 
 
 def test_the_check_does_not_believe_what_is_not_a_number():

@@ -38,6 +38,13 @@ def test_strict_refuses_to_do_without_the_compiled_part(run, sources, environmen
     assert done.returncode != 0
 
 
+def test_cuda_kernels_that_are_demanded_are_not_left_out(run, sources, environment):
+    asked = {"KDGEN_CUDA": "ON", "KDGEN_STRICT": "1"}
+    done = run(environment, *INSTALL, sources, CUDACXX="false", **asked)
+    assert done.returncode != 0
+    assert "KDGEN_CUDA=ON, but nvcc is here, but does not work" in done.stdout + done.stderr
+
+
 def test_pure_python_can_be_asked_for(run, sources, environment):
     done = run(environment, *INSTALL, sources, KDGEN_PURE="1")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -108,9 +108,10 @@ def test_the_compiled_part_arrives_and_when_its_source_breaks_nobody_can_miss_it
 ):
     """A plain installation first, with no CUDA toolkit; then `tools/setup` in the same place."""
     pip = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", sources)
-    assert run(environment, *pip, CUDACXX="false").returncode == 0
+    assert run(environment, *pip, CUDACXX="false", KDGEN_CUDA="AUTO").returncode == 0
     done = run(environment, "-c", "from kdgen import build; print(build.line())")
     assert "compiled part using" in done.stdout, done.stderr
+    assert "CUDA kernels" not in done.stdout
 
     venv = environment.parents[1]
     good = setup(run, sources, venv, KDGEN_PURE="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -152,3 +153,30 @@ def test_without_a_gpu_the_tuner_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 1
     assert "no CUDA GPU here" in capsys.readouterr().out
+
+
+def test_the_group_norms_cuts_can_be_tuned(monkeypatch):
+    """Every one of them computes the same, under the name that the kernel asks for."""
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("neither a GPU nor Triton's interpreter")
+    from tools.tuning import group_norm_silu as norms
+
+    monkeypatch.setattr(norms, "BATCH", 1)
+    monkeypatch.setattr(norms, "CALLS", (norms.Call(64, 8, 8, 2),))
+    monkeypatch.setattr(norms, "DTYPES", (torch.float32,))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = list(norms.tunables(device))
+    assert [t.kernel for t in found] == ["group_norm_silu.forward", "group_norm_silu.backward"]
+    said, asked = [], []
+    chosen = configs.chosen
+
+    def spy(kernel, call, rule, device):
+        asked.append((kernel, call))
+        return chosen(kernel, call, rule, device)
+
+    monkeypatch.setattr(configs, "chosen", spy)
+    tune.tune(found, lambda run: 1.0, said.append)
+    assert {(t.kernel, t.call) for t in found} == set(asked)
+    assert all(len(t.others) >= 2 for t in found)
+    assert not [line for line in said if "passed over" in line]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -459,7 +458,7 @@ def test_on_a_gpu_dropout_of_a_graph_follows_the_step(toy: Any):
 
 @pytest.mark.gpu
 def test_on_a_gpu_rounds_do_not_pile_up_memory(toy: Any):
-    method = replace(toy.Halving())
+    method = toy.Halving()
     roles = {role: toy.denoiser(k, width=64).to("cuda") for k, role in enumerate(method.roles)}
     held = []
     for step in fit(method, roles, toy.Source(), toy.training(steps=6, batch=64, graph="on")):

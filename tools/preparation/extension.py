@@ -8,7 +8,7 @@ import subprocess
 
 from tools.preparation.environment import site_packages
 from tools.preparation.packages import build_requirements, missing
-from tools.preparation.stamps import Stamp, build_digest
+from tools.preparation.stamps import Stamp, build_digest, has_nvcc
 from tools.preparation.steps import LOG, PYTHON, ROOT, STRICT, Failed, pip, run, say, short
 
 
@@ -20,8 +20,10 @@ def compile_and_link() -> None:
     once = Stamp("compiled", build_digest())
     before = once.valid()  # then it is not the machine that stands in the way
     say("sources changed, building again" if before else "building kdgen")
-    command = ["install", "-v", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
-    output = pip(command, "kdgen did not build")
+    output = _build()
+    if not _compiled() and _cuda_is_optional():
+        say(f"going on without the CUDA kernels: {_first_error(output) or 'they did not build'}")
+        output = _build(KDGEN_CUDA="OFF")
     if _compiled():
         once.write()
         return
@@ -31,6 +33,20 @@ def compile_and_link() -> None:
     if STRICT or before:
         raise Failed(f"the compiled part did not build: {wrong}. Log: {short(LOG)}")
     say(f"going on without the compiled part, more slowly: {wrong}")
+
+
+def _build(**environment: str) -> str:
+    """What pip and the compilers print."""
+    command = ["install", "-v", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
+    return pip(command, "kdgen did not build", environment)
+
+
+def _cuda_is_optional() -> bool:
+    """Whether a compiled part that failed may have failed because of CUDA, which nobody asked for."""
+    if STRICT or os.environ.get("KDGEN_PURE"):
+        return False
+    asked = os.environ.get("KDGEN_CUDA", "").upper() or "AUTO"
+    return asked == "AUTO" and bool(has_nvcc())
 
 
 def _link_sources(absent: list[str]) -> None:

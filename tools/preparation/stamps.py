@@ -44,9 +44,17 @@ def files_digest() -> str:
 def build_digest() -> str:
     """Of what decides how the extension is built, its sources apart."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin") or ""
+    nvcc = has_nvcc()
     asked = [os.environ.get(name, "") for name in ASKED]
     return _digest(str(ROOT), (ROOT / "pyproject.toml").read_text(), compiler, nvcc, *asked)
+
+
+def has_nvcc() -> str:
+    """The CUDA compiler on this machine, "" if there is none where CMakeLists.txt looks."""
+    homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
+    places = [*(f"{home}/bin" for home in homes if home), "/usr/local/cuda/bin", "/opt/cuda/bin"]
+    found = (shutil.which("nvcc", path=place) for place in (None, *places))
+    return os.environ.get("CUDACXX") or next(filter(None, found), "")
 
 
 def newer_sources(stamp: Stamp) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,9 @@ NO_NETWORK = re.compile(
 )
 
 
+EMPTY: Mapping[str, str] = {}
+
+
 class Failed(Exception):
     """A step that did not work, in one line."""
 
@@ -30,12 +33,17 @@ def say(line: str) -> None:
     print(f"setup: {line}", file=sys.stderr, flush=True)
 
 
-def pip(arguments: Sequence[str], what: str) -> str:
+def pip(arguments: Sequence[str], what: str, environment: Mapping[str, str] = EMPTY) -> str:
     options = ["--disable-pip-version-check", "--no-input", "--retries", "2"]
-    return run([PYTHON, "-m", "pip", *arguments, *options], what)
+    return run([PYTHON, "-m", "pip", *arguments, *options], what, environment=environment)
 
 
-def run(command: Sequence[str], what: str, cwd: Path | None = None) -> str:
+def run(
+    command: Sequence[str],
+    what: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] = EMPTY,
+) -> str:
     """Run a step, its output to the log; Failed, with `what` and the reason, if it fails."""
     with LOG.open("a") as log:
         log.write(f"\n$ {' '.join(command)}\n")
@@ -46,6 +54,7 @@ def run(command: Sequence[str], what: str, cwd: Path | None = None) -> str:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=cwd,
+            env={**os.environ, **environment},
             check=False,
         )
         log.write(done.stdout)

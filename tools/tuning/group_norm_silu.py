@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,20 +15,29 @@ from kdgen.kernels._triton import group_norm_silu as launch
 from tools.tuning import Tunable
 
 BATCH = 264  # two waves of 132 multiprocessors
-# Places, channels of x, channels behind them, groups: the layers of the published networks.
+
+
+class Call(NamedTuple):
+    places: int
+    own: int  # channels of x
+    more: int  # and behind them
+    groups: int
+
+
+# Layers of the published networks.
 CALLS = (
-    (1024, 128, 0, 32),
-    (1024, 256, 0, 32),
-    (1024, 256, 128, 32),
-    (256, 256, 0, 32),
-    (256, 256, 256, 32),
-    (64, 256, 256, 32),
-    (16, 256, 256, 32),
-    (4096, 192, 0, 32),
-    (4096, 192, 192, 32),
-    (1024, 384, 0, 32),
-    (256, 576, 0, 32),
-    (64, 768, 0, 32),
+    Call(1024, 128, 0, 32),
+    Call(1024, 256, 0, 32),
+    Call(1024, 256, 128, 32),
+    Call(256, 256, 0, 32),
+    Call(256, 256, 256, 32),
+    Call(64, 256, 256, 32),
+    Call(16, 256, 256, 32),
+    Call(4096, 192, 0, 32),
+    Call(4096, 192, 192, 32),
+    Call(1024, 384, 0, 32),
+    Call(256, 576, 0, 32),
+    Call(64, 768, 0, 32),
 )
 DTYPES = (torch.bfloat16, torch.float32)
 MOST = {"forward": 32768, "backward": 16384}  # values a program looks at together
@@ -35,23 +45,16 @@ MOST = {"forward": 32768, "backward": 16384}  # values a program looks at togeth
 
 def tunables(device: torch.device) -> Iterator[Tunable]:
     for dtype, call, which in itertools.product(DTYPES, CALLS, ("forward", "backward")):
-        yield _tunable(which, *call, dtype, device)
+        yield _tunable(which, call, dtype, device)
 
 
-def _tunable(
-    which: str,
-    size: int,
-    own: int,
-    more: int,
-    groups: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tunable:
-    channels = own + more
-    kernel, call, rule = cuts.known(which, size, channels, groups, True, dtype)
-    others = (c for c in _candidates(which, size, channels // groups, groups) if c != rule)
-    run = partial(_run, which, size, own, more, groups, dtype, device)
-    return Tunable(kernel, call, rule._asdict(), tuple(c._asdict() for c in others), _lazily(run))
+def _tunable(which: str, call: Call, dtype: torch.dtype, device: torch.device) -> Tunable:
+    channels = call.own + call.more
+    kernel, key, rule = cuts.known(which, call.places, channels, call.groups, True, dtype)
+    found = _candidates(which, call.places, channels // call.groups, call.groups)
+    others = tuple(c._asdict() for c in found if c != rule)
+    run = _lazily(partial(_run, which, call, dtype, device))
+    return Tunable(kernel, key, rule._asdict(), others, run)
 
 
 def _candidates(which: str, size: int, width: int, groups: int) -> Iterator[cuts.Cut]:
@@ -81,23 +84,15 @@ def _lazily(make: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor]:
     return run
 
 
-def _run(
-    which: str,
-    size: int,
-    own: int,
-    more: int,
-    groups: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Callable[[], Tensor]:
+def _run(which: str, call: Call, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
     def images(channels: int) -> Tensor:
-        x = torch.randn(BATCH, channels, size, 1, device=device, dtype=dtype)
+        x = torch.randn(BATCH, channels, call.places, 1, device=device, dtype=dtype)
         return x.to(memory_format=torch.channels_last)
 
-    x, behind = images(own), images(more) if more else None
-    weight = torch.randn(own + more, device=device)
-    args = (None, None, None, True, behind)
-    y, statistics = launch.forward(x, weight, weight, groups, 1e-6, *args)
+    x, behind = images(call.own), images(call.more) if call.more else None
+    weight = torch.randn(call.own + call.more, device=device)
+    rest = (None, None, None, True, behind)
+    y, statistics = launch.forward(x, weight, weight, call.groups, 1e-6, *rest)
     if which == "forward":
-        return lambda: launch.forward(x, weight, weight, groups, 1e-6, *args)[0]
-    return lambda: launch.backward(y, x, weight, weight, statistics, groups, *args)[0]
+        return lambda: launch.forward(x, weight, weight, call.groups, 1e-6, *rest)[0]
+    return lambda: launch.backward(y, x, weight, weight, statistics, call.groups, *rest)[0]
