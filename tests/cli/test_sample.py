@@ -143,7 +143,7 @@ def test_a_mistake_is_not_taken_for_a_missing_kernel(
     def broken(*_: object) -> None:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(sample, "warm_up", broken)
+    monkeypatch.setattr(sample, "load", broken)
     with pytest.raises(RuntimeError, match="of ours"):
         pixels(tmp_path / "a.npz", student, "--require-kernels")
 
