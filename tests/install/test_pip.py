@@ -42,7 +42,7 @@ def test_cuda_kernels_that_are_demanded_are_not_left_out(run, sources, environme
     asked = {"KDGEN_CUDA": "ON", "KDGEN_STRICT": "1"}
     done = run(environment, *INSTALL, sources, CUDACXX="false", **asked)
     assert done.returncode != 0
-    assert "KDGEN_CUDA=ON, but nvcc is here, but does not work" in done.stdout + done.stderr
+    assert "KDGEN_CUDA=ON, but nvcc is here" in done.stdout + done.stderr
 
 
 def test_pure_python_can_be_asked_for(run, sources, environment):
