@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from kdgen import (
@@ -29,6 +30,7 @@ from kdgen import (
     recipes,
     report,
     samplers,
+    sidebyside,
     train,
 )
 from kdgen.compare_page import Comparison, Page
@@ -72,6 +74,9 @@ class Args:
     """The first one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Methods at once, each with its share of the cores; default: one a core on a CPU, one on a
+    GPU."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,19 +108,40 @@ def run(args: Args) -> None:
     if args.teacher is None:
         teacher = _trained(args)
     classifier = metrics.classifier_for(images, args.out / "classifier.safetensors")
-    records = []
-    for seed in range(args.seed, args.seed + args.seeds):
-        judge = Judge(images, classifier, seed, n)
-        for name in names:
-            out = args.out / f"seed-{seed}" / name
-            records.append(play(name, budget.seeded(plans[name], seed), teacher, out, judge))
     judges = [Judge(images, classifier, args.seed + k, n) for k in range(args.seeds)]
+    records = _played(args, plans, teacher, judges)
     comparison = _gather(args, teacher, records, judges)
     page = Page(comparison, time.perf_counter() - begun)
     page.write(args.out)
     report.write(page.build(), args.out / "compare.html")
     print(page.markdown())
     print(f"report: {args.out / 'compare.html'}")
+
+
+def _played(
+    args: Args, plans: dict[str, tuple[Stage, ...]], teacher: Denoiser, judges: Sequence[Judge]
+) -> list[Record]:
+    """Every method with every seed; the dearest begin, so that no worker ends long after others."""
+    dear = {
+        name: budget.evaluations(stages, budget.prices(stages, teacher))
+        for name, stages in plans.items()
+    }
+    jobs = {
+        (judge.seed, name): partial(
+            play,
+            name,
+            budget.seeded(plans[name], judge.seed),
+            teacher,
+            args.out / f"seed-{judge.seed}" / name,
+            judge,
+        )
+        for judge in judges
+        for name in plans
+    }
+    order = sorted(jobs, key=lambda job: dear[job[1]], reverse=True)
+    workers = args.workers or sidebyside.usual(cli.device(args.device))
+    found = dict(zip(order, sidebyside.run([jobs[job] for job in order], workers), strict=True))
+    return [found[job] for job in jobs]
 
 
 def _names(args: Args) -> list[str]:
@@ -145,6 +171,10 @@ def _check(args: Args) -> None:
         raise UsageError(
             f"compare: --seeds is {args.seeds}, --seed {args.seed}; expected at least 1, at least "
             "0. Correct them."
+        )
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(
+            f"compare: --workers is {args.workers}; expected at least 1. Leave it out."
         )
     if (args.minutes or 1) <= 0 or (args.evaluations or 1) <= 0:
         raise UsageError("compare: the budget is not above 0; expected more. Raise it.")

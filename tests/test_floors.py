@@ -54,6 +54,7 @@ FLOORS = (
         "demo_page",
         "contest",
         "tournament",
+        "sidebyside",
         "compare_page",
         "compare",
         "budget",

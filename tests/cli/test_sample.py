@@ -183,9 +183,14 @@ def test_a_signal_leaves_nothing_half_written(  # type: ignore[no-untyped-def]
         signal.raise_signal(number)
 
     monkeypatch.setattr(Background, "add", add)
+    # A shell's background job is started deaf to it.
+    deaf = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     options = ["--n", "20", "--batch", "8", "--out", str(tmp_path / name)]
-    said = refused(sample.main, ["--checkpoint", str(student), *options], 128 + number)
+    try:
+        said = refused(sample.main, ["--checkpoint", str(student), *options], 128 + number)
+    finally:
+        signal.signal(signal.SIGINT, deaf)
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
     assert number == signal.SIGINT or "SIGTERM, stopped; nothing is kept" in said

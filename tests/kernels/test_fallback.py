@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import warnings
+from types import FunctionType
 
 import pytest
 import torch
@@ -147,8 +148,12 @@ def test_a_real_error_is_never_hidden(make, error):
 
 def from_triton(error):
     """As if it were raised inside triton: a frame of a module of that name."""
+
+    def fail(what):
+        raise what
+
     try:
-        exec("raise error", {"__name__": "triton.runtime.build", "error": error})
+        FunctionType(fail.__code__, {"__name__": "triton.runtime.build"})(error)
     except Exception as raised:
         return raised
 
