@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdgen.data import Images
 from kdgen.denoiser import Denoiser
 from kdgen.nets import UNet
-from kdgen.nets.blocks import Attention, rescaled
+from kdgen.nets.blocks import Attention, ResBlock, rescaled
 from kdgen.nets.layers import GroupNorm
 from kdgen.training import Training
 
@@ -156,9 +156,28 @@ class PlainAttention(nn.Module):
         return rescaled(x + self.out(attention(q, k, v, self.heads, None)), self.skip_scale)
 
 
+class PlainBlock(nn.Module):
+    """One of our residual blocks as one would write it: a concatenation, and sums in two passes."""
+
+    def __init__(self, ours: ResBlock) -> None:
+        super().__init__()
+        self.ours = ours  # its norms are replaced like all others
+
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        b = self.ours
+        x = x if skip is None else torch.cat([x, skip], 1)
+        h = b.conv1(b.resize(b.norm1(x)))
+        h = b.conv2(b.dropout(b._timed(h, b.time(emb))))
+        return rescaled(b.shortcut(b.resize(x)) + h, b.skip_scale)
+
+
 def plain(net: UNet) -> UNet:
     """A copy of the network without our kernels."""
-    kinds: dict[type, Any] = {GroupNorm: PlainNorm, Attention: PlainAttention}
+    kinds: dict[type, Any] = {
+        GroupNorm: PlainNorm,
+        Attention: PlainAttention,
+        ResBlock: PlainBlock,
+    }
     net = copy.deepcopy(net)
     for parent in list(net.modules()):
         for name, child in parent.named_children():

@@ -25,7 +25,8 @@ class Roofs:
 
     def copy(self, moved: float | None = None) -> float:
         """Of a copy that moves `moved` bytes, to a factor of two; None: beyond any cache."""
-        most = 1 << 16 if self.tiny else 8 * machine.last_cache(self.device)
+        far = 64 if self.device.type == "cuda" else 8
+        most = 1 << 16 if self.tiny else far * machine.last_cache(self.device)
         size = most if moved is None else min(most, max(1 << 14, int(moved)))
         return self._once("copy", 1 << (size.bit_length() - 1), self._measure_copy)
 

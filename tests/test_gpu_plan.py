@@ -236,3 +236,33 @@ def test_the_profiled_call_runs_on_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_roofs_are_measured_once(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     assert isinstance(bench.roofs, Roofs)
     assert bench.roofs is bench.roofs
+
+
+def test_a_part_of_the_plan_joins_what_other_parts_found(bench: Bench) -> None:
+    path = bench.record.path
+    bench.record.skip("ops · x", "deadline")
+    again = Record.start(path, CPU, more=True)
+    assert again.document["rows"] == {"ops · x": {"skipped": "deadline"}}
+    again.document["commit"] = "another"
+    again.write()
+    assert Record.start(path, CPU, more=True).document["rows"] == {}
+    bench.record.write()
+    assert Record.start(path, CPU).document["rows"] == {}
+
+
+def test_a_wrong_gradient_is_not_timed_either() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.sigmoid()
+
+        @staticmethod
+        def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+            return dy
+
+    x = torch.randn(4, 3, 8, 8)
+    own = kernels.error_of(torch.sigmoid, torch.sigmoid, (x,), backward=True)
+    assert own <= kernels.allowed(own, torch.float32) < 1e-5
+    assert kernels.error_of(Wrong.apply, torch.sigmoid, (x,)) <= own + 1e-7
+    wrong = kernels.error_of(Wrong.apply, torch.sigmoid, (x,), backward=True)
+    assert not wrong <= kernels.allowed(own, torch.float32)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+from kdgen import kernels
 
 from .. import machine, model
 from ..rows import duration
@@ -32,6 +34,7 @@ class Run:
     minutes: float
     stages: list[Stage]
     tiny: bool
+    more: bool = False  # than what the file holds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = Bench(torch.device(a.device), Record(a.file), a.seconds, a.rehearse)
         _set_up(bench.device)
         importlib.import_module(f"benchmarks.gpu.{a.stage}").run(bench)
+        if fell := kernels.fallbacks():  # then figures are not of the kernels they name
+            told = {f"{op} {backend}": asdict(f) for (op, backend), f in fell.items()}
+            bench.record.note(a.stage, fallbacks=told)
         return 0
     try:
         chosen = stages.chosen(a.stages)
@@ -52,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(scratch) if a.rehearse else a.out
         device = torch.device("cpu" if a.rehearse else "cuda")
         path = folder / f"{machine.slug(device)}.json"
-        return _measure(Run(device, path, a.minutes, chosen, a.rehearse))
+        more = bool(a.stages)  # a part of the plan joins what other parts have found
+        return _measure(Run(device, path, a.minutes, chosen, a.rehearse, more))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(run: Run) -> int:
     """Every stage, then the table; 1 if a stage failed."""
-    record = Record.start(run.path, run.device)
+    record = Record.start(run.path, run.device, more=run.more)
     limits = stages.deadlines(run.stages, run.minutes)
     failed = []
     for stage in run.stages:

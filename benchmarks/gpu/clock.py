@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+
+from kdgen import graph
 
 from ..machine import last_cache, synchronise
 from ..race import Timing
@@ -28,6 +32,20 @@ class Contestant:
     captured: bool = False
 
 
+@cache
+def driver(device: torch.device) -> graph.Driver | None:
+    """What records graphs there; None where there are none."""
+    return None if graph.available(device) else graph.Cuda(device)
+
+
+@contextmanager
+def recordable(device: torch.device) -> Iterator[None]:
+    """What runs inside may go on in a graph: autograd takes a gradient on its forward's stream."""
+    side = driver(device)
+    with nullcontext() if side is None else side.aside():
+        yield
+
+
 def captured(ring: Sequence[Call], device: torch.device) -> Contestant:
     """A contestant that replays the calls as one graph; on a CPU, or where they cannot be captured,
     one that makes them."""
@@ -36,22 +54,12 @@ def captured(ring: Sequence[Call], device: torch.device) -> Contestant:
         for call in ring:
             call()
 
-    if device.type != "cuda":
-        return Contestant(once, len(ring))
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            once()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            once()
-    except RuntimeError:
-        synchronise(device)
-        return Contestant(once, len(ring))
-    return Contestant(graph.replay, len(ring), captured=True)
+    side = driver(device)
+    if side is not None:
+        with suppress(graph.CaptureError):
+            made = graph.capture(once, driver=side, where="benchmarks")
+            return Contestant(made.replay, len(ring), captured=True)
+    return Contestant(once, len(ring))
 
 
 def race(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdgen.denoiser import Denoiser
+from kdgen.errors import KdgenError
 from kdgen.fast import FastGenerator, Generator
 
 from .. import model, peers
@@ -26,53 +27,77 @@ Make = Callable[[int], Tensor]
 
 
 def run(bench: Bench) -> None:
-    for name in ("tiny8",) if bench.tiny else NETS:
-        if bench.time_for(f"{GROUP} · {name}", 20.0):
-            _network(bench, name)
-    _latency(bench, "tiny8" if bench.tiny else "ddpm32")
-
-
-def _network(bench: Bench, name: str) -> None:
-    denoiser = student(name).to(bench.device)
+    """What decides comes first, and every race is written down before the next one is prepared."""
+    main = "tiny8" if bench.tiny else NETS[0]
+    denoiser = student(main).to(bench.device)
     batch = _batch(bench)
-    makers = _makers(bench, name, denoiser, batch)
-    n = batch * (1 if bench.tiny else 8)
-    contestants = {who: Contestant(partial(make, n), n) for who, make in makers.items()}
-    timings = bench.race(contestants, rounds=5)
-    facts = {who: _facts(bench, denoiser, batch, makers[who], n) for who in makers}
-    bench.rows(timings, "torch eager", DTYPE, more=facts, **_about(bench, name, denoiser, batch))
-    if name == "ddpm32" and bench.time_for(f"{GROUP} · {name} in full", 10.0):
+    makers = _race(
+        bench, main, denoiser, batch, 8, _own(denoiser, batch) | _others(denoiser, batch)
+    )
+    if not bench.tiny and bench.time_for(f"{GROUP} · {main} in full", 10.0):
         seconds = clock.elapsed(partial(makers["kdgen fast"], ALL), 1, bench.device)
         bench.record.note("images", full={"images": ALL, "seconds": seconds, "batch": batch})
         print(f"  {ALL:,} images, kdgen fast: {seconds:.2f} s", flush=True)
+    _latency(bench, main)
+    for mode in () if bench.tiny else rivals.MODES:
+        if bench.time_for(f"{GROUP} · {main} · torch.compile {mode}", 90.0):
+            more = {f"torch.compile {mode}": partial(_compiled, denoiser, batch, mode)}
+            _race(bench, main, denoiser, batch, 8, _own(denoiser, batch) | more)
+    for name in () if bench.tiny else NETS[1:]:
+        if bench.time_for(f"{GROUP} · {name}", 45.0):
+            other = student(name).to(bench.device)
+            _race(bench, name, other, batch, 1, _own(other, batch))
 
 
-def _makers(bench: Bench, name: str, denoiser: Denoiser, batch: int) -> dict[str, Make]:
-    """By name, warm; what cannot run or has no time to compile is noted and left out."""
-    ways: dict[str, Callable[[], Any]] = {
+def _own(denoiser: Denoiser, batch: int) -> dict[str, Callable[[], Any]]:
+    """What every race has."""
+    return {
         "kdgen fast": lambda: FastGenerator(denoiser, dtype=DTYPE),
-        "kdgen plain": lambda: Generator(denoiser, batch=batch, dtype=DTYPE),
         "torch eager": lambda: peers.PlainGenerator(denoiser, batch, DTYPE),
     }
-    if name == "ddpm32":
-        ways["kdgen fast, tile 32"] = lambda: FastGenerator(denoiser, tile=32, dtype=DTYPE)
-        ways["kdgen fast, tuned"] = lambda: FastGenerator(denoiser, dtype=DTYPE, tuned=True)
-        ways["diffusers"] = lambda: rivals.diffusers(denoiser, batch, DTYPE)
-        for mode in rivals.MODES:
-            ways[f"torch.compile {mode}"] = partial(_compiled, denoiser, batch, mode)
+
+
+def _others(denoiser: Denoiser, batch: int) -> dict[str, Callable[[], Any]]:
+    return {
+        "kdgen fast, tuned": lambda: FastGenerator(denoiser, dtype=DTYPE, tuned=True),
+        "kdgen fast, tile 32": lambda: FastGenerator(denoiser, tile=32, dtype=DTYPE),
+        "kdgen plain": lambda: Generator(denoiser, batch=batch, dtype=DTYPE),
+        "diffusers": lambda: rivals.diffusers(denoiser, batch, DTYPE),
+    }
+
+
+def _race(
+    bench: Bench,
+    name: str,
+    denoiser: Denoiser,
+    batch: int,
+    batches: int,
+    ways: dict[str, Callable[[], Any]],
+) -> dict[str, Make]:
+    """Rows of those that can run; their makers, warm."""
+    makers = _warm(bench, name, batch, ways)
+    n = batch * (1 if bench.tiny else batches)
+    contestants = {who: Contestant(partial(make, n), n) for who, make in makers.items()}
+    timings = bench.race(contestants, rounds=5)
+    facts = {who: _facts(bench, denoiser, batch, make, n) for who, make in makers.items()}
+    bench.rows(timings, "torch eager", DTYPE, more=facts, **_about(bench, name, denoiser, batch))
+    return makers
+
+
+def _warm(
+    bench: Bench, name: str, batch: int, ways: dict[str, Callable[[], Any]]
+) -> dict[str, Make]:
+    """By name; what cannot run is noted and left out."""
     makers: dict[str, Make] = {}
     for who, build in ways.items():
-        key = f"{GROUP} · {name} · {who}"
-        if who.startswith("torch.compile") and not bench.time_for(key, 90.0):
-            continue
         try:
             make = build()
             if not isinstance(make, str):
                 make(2 * batch)  # more than one tile: from the second on it is a graph
-        except (RuntimeError, ImportError, NotImplementedError) as error:
+        except (RuntimeError, ImportError, NotImplementedError, KdgenError) as error:
             make = str(error)[:200]
         if isinstance(make, str):
-            bench.record.skip(key, make)
+            bench.record.skip(f"{GROUP} · {name} · {who}", make)
         else:
             makers[who] = make
     return makers
@@ -85,6 +110,8 @@ def _compiled(denoiser: Denoiser, batch: int, mode: str) -> Make:
 def _facts(bench: Bench, denoiser: Denoiser, batch: int, make: Make, n: int) -> dict[str, Any]:
     works = model.walk(denoiser.net)  # type: ignore[arg-type]
     facts: dict[str, Any] = {"expected": expected.images(works, batch) / batch}
+    if isinstance(make, FastGenerator):
+        facts["graph"] = make.ungraphed or "captured"
     found = energy.of(partial(make, n), bench.device) if bench.left > 15 else "no time"
     if not isinstance(found, str):
         facts |= {"joules": found[0] / n, "watts": found[1]}

@@ -17,10 +17,11 @@ METRICS = (
     "dram__bytes_write.sum",
     "l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_ld.ratio",
     "sm__warps_active.avg.pct_of_peak_sustained_active",
-    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
     "launch__registers_per_thread",
     "launch__shared_mem_per_block_dynamic",
-    "smsp__inst_executed_op_local.sum",
+    "smsp__inst_executed_op_local_ld.sum",
+    "smsp__inst_executed_op_local_st.sum",
 )
 # op, backend, which of its cases: what `python -m benchmarks.gpu.one` runs.
 SLOW = (

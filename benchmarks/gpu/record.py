@@ -17,18 +17,22 @@ from ..rows import SCHEMA, Row, rounded
 
 class Record:
     """`path` holds everything noted so far, at any instant. What an earlier stage of the same run
-    wrote stays; `start` begins anew."""
+    wrote stays."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.document: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     @classmethod
-    def start(cls, path: Path, device: torch.device) -> Record:
+    def start(cls, path: Path, device: torch.device, *, more: bool = False) -> Record:
+        """Begin anew; or, for `more` stages of the same commit on the same device, go on."""
         path.parent.mkdir(parents=True, exist_ok=True)
         record = cls(path)
+        before = record.document
         head = {"schema": SCHEMA, "device": machine.name(device), **machine.facts()}
         record.document = {**rounded(head), "roofs": {}, "rows": {}, "stages": {}}
+        if more and all(before.get(k) == record.document[k] for k in ("device", "commit")):
+            record.document |= {k: before[k] for k in ("roofs", "rows", "stages")}
         record.write()
         return record
 

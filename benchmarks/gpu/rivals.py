@@ -17,7 +17,7 @@ from .. import peers
 from .bench import Bench
 
 Way = Callable[..., Tensor]
-MODES = ("default", "max-autotune-no-cudagraphs")
+MODES = ("default", "max-autotune")
 SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,

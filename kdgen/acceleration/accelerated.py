@@ -17,6 +17,7 @@ from kdgen.fast.settings import repeatable
 from kdgen.fast.walk import Walk
 
 _SAME = 1e-9  # relative, of a time named in a call
+MOST_GRAPHS = 16  # numbers of images that get one; each keeps its inputs and outputs
 
 
 class Accelerated:
@@ -72,7 +73,8 @@ class Accelerated:
             lines += [f"  {line}" for line in str(saved).splitlines()]
         batch = f"{self.batch} images a call" if self.batch else "as many images as it is given"
         lines.append(f"  batch      {batch}")
-        how = "none: " + self.ungraphed if self.ungraphed else "one for each number of images"
+        most = f"one for each number of images, at most {MOST_GRAPHS}"
+        how = "none: " + self.ungraphed if self.ungraphed else most
         lines.append(f"  CUDA graph {how}")
         lines += [f"  refused    {why}" for why in self.refusals]
         return "\n".join(lines)
@@ -126,12 +128,25 @@ class Accelerated:
             label = None if label is None else torch.cat([label, label[-1:].expand(size - count)])
         given = () if label is None else (label,)
         with repeatable():
-            if self.ungraphed:
+            recorded = self._graph((size, label is not None, x.dtype), x, place, *given)
+            if recorded is None:
                 return self._step(x, place, *given)[:count]
-            key = (size, label is not None, x.dtype)
-            if key not in self._graphs:
-                self._graphs[key] = graph.capture(self._step, x, place, *given)
-            return self._graphs[key](x, place, *given)[:count].clone()
+            return recorded(x, place, *given)[:count].clone()
+
+    def _graph(
+        self, key: tuple[int, bool, torch.dtype], *given: Tensor
+    ) -> Callable[..., Tensor] | None:
+        """None where there is none: it cannot be recorded here, or there are too many."""
+        if key in self._graphs:
+            return self._graphs[key]
+        if self.ungraphed or len(self._graphs) >= MOST_GRAPHS:
+            return None
+        try:
+            self._graphs[key] = graph.capture(self._step, *given, where="accelerate")
+        except graph.CaptureError as error:
+            self.ungraphed = str(error)
+            return None
+        return self._graphs[key]
 
     def _step(self, x: Tensor, place: Tensor, *labels: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdgen import kernels, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.fast import memory
+from kdgen.fast.settings import repeatable
 from kdgen.rows import LANES, padded
 
 CPU_BATCH = 256
@@ -148,7 +149,8 @@ class Generator:
         index = padded(noise.addresses(first, count, self.device))
         z = noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
         label = None if label is None else padded(label)
-        return self._sample(z, label, index)[:count].cpu()
+        with repeatable():  # float32 is float32 here too
+            return self._sample(z, label, index)[:count].cpu()
 
     def _sample(self, z: Tensor, label: Tensor | None, index: Tensor) -> Tensor:
         images = samplers.sample(self.denoiser, z, label, self.how, seed=self.seed, index=index)

@@ -223,6 +223,36 @@ def test_diffusers_own_model_is_accelerated(lively: Lively, centred: bool):
     assert fast.report.difference.l2 < 1e-4
 
 
+@torch.no_grad()
+def test_what_cannot_be_recorded_runs_without_a_graph_and_says_why(
+    net: nets.UNet, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise graph.CaptureError("accelerate: the host waits")
+
+    monkeypatch.setattr(graph, "available", lambda device: "")
+    monkeypatch.setattr(graph, "capture", refuse)
+    fast = kdgen.accelerate(net, 999, images=0)
+    expected = net(images(), torch.full((5,), 999.0), LABEL)
+    torch.testing.assert_close(fast(images(), LABEL), expected, rtol=1e-4, atol=1e-4)
+    assert "none: accelerate: the host waits" in fast.explain()
+
+
+@torch.no_grad()
+def test_only_so_many_graphs_are_kept(
+    net: nets.UNet, recorder: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(accelerated, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(graph, "available", lambda device: "")
+    monkeypatch.setattr(graph, "capture", partial(graph.capture, driver=recorder))
+    fast = kdgen.accelerate(net, 999, images=0)
+    for n in (2, 3, 2):
+        expected = net(images(n), torch.full((n,), 999.0), LABEL[:n])
+        torch.testing.assert_close(fast(images(n), LABEL[:n]), expected, rtol=1e-4, atol=1e-4)
+    assert recorder.log.count("record") == 1
+    assert recorder.log.count("replay") == 2
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
