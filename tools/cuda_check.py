@@ -43,6 +43,7 @@ INSTRUCTIONS = {
     "attention_backward": (COPIES, "STG.E.128", "HMMA", "LDSM"),
     "step": ("LDG.E.128", "STG.E.128"),
     "chain_step": ("LDG.E.128", "STG.E.128"),
+    "scale_input": ("LDG.E.128", "STG.E.128"),
 }
 
 
