@@ -53,6 +53,24 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+# ---- every op -------------------------------------------------------------------------------
+
+LEARNING = (group_norm_silu, attention, kernels.bias_residual, kernels.ddim_update)
+
+
+@pytest.mark.parametrize("op", kernels.OPS, ids=lambda op: op.name)
+def test_no_op_depends_on_the_order_of_its_threads(op, device, served, orders, grads):
+    dtype = torch.bfloat16 if op is attention else torch.float32
+    for example in served(op, "cuda", op.examples(dtype, device)):
+
+        def run(args=example.args):
+            with kernels.use("cuda"):
+                y = op(*args)
+                return [y, *(grads(op, args, torch.ones_like(y)) if op in LEARNING else [])]
+
+        same(orders(run, RISING, FALLING, SHUFFLED))
+
+
 # ---- group norm -----------------------------------------------------------------------------
 
 # n, channels, those of x, height and width, groups: what they are chosen for.
