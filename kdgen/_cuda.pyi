@@ -101,6 +101,23 @@ def chain_step(
     device: int,
     queue: int,
 ) -> None: ...
+def scale_input(
+    x: int,
+    y: int,
+    c_each: int,
+    number: int,
+    steps: int,
+    c: float,
+    n: int,
+    channels: int,
+    size: int,
+    channels_last: bool,
+    out_channels: int,
+    dtype: int,
+    out_dtype: int,
+    device: int,
+    queue: int,
+) -> None: ...
 def philox(
     seed: int,
     stream: int,

@@ -45,9 +45,11 @@ def unable(x: Tensor, *_: Any) -> str:
         return reason
     if x.dtype not in CODES:
         return f"x is {str(x.dtype)[6:]}; expected float32, float16 or bfloat16"
-    if x.ndim > 1 and math.prod(x.shape[1:]) >= LIMIT:
-        return f"an image has {math.prod(x.shape[1:])} values; expected fewer than 2**31"
-    return ""
+    return _too_large(math.prod(x.shape[1:])) if x.ndim > 1 else ""
+
+
+def _too_large(values: int) -> str:
+    return f"an image has {values} values; expected fewer than 2**31" if values >= LIMIT else ""
 
 
 def unable_on(device: torch.device) -> str:
@@ -68,6 +70,20 @@ def _capability(index: int | None) -> tuple[int, int]:
 
 def unable_to_step(x_t: Tensor, raw: Tensor, *_: Any) -> str:
     return unable(x_t) or unable(raw).replace("x is", "raw is")
+
+
+def unable_to_scale(
+    x: Tensor,
+    _c: float | Tensor,
+    _step: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    channels: int | None = None,
+) -> str:
+    if reason := unable(x):
+        return reason
+    if dtype is not None and dtype not in CODES:
+        return f"dtype is {str(dtype)[6:]}; expected float32, float16 or bfloat16"
+    return _too_large((channels or 0) * math.prod(x.shape[2:]))
 
 
 def unable_to_draw(_seed: int, _stream: int, index: Tensor, _size: int) -> str:
@@ -91,8 +107,8 @@ def unable_to_norm(
     if not _channels_innermost(x):
         return "x has its channels apart; expected channels last"
     channels, size = weight.shape[0], math.prod(x.shape[2:])
-    if channels * size >= LIMIT:
-        return f"an image has {channels * size} values; expected fewer than 2**31"
+    if reason := _too_large(channels * size):
+        return reason
     assert module is not None
     if (
         size
@@ -246,6 +262,34 @@ def chain_step_uint8(
 ) -> Tensor:
     y = _bytes_of(x_t)
     _chain(x_t, raw, table, step, clip, y, True)
+    return y
+
+
+def scale_input(
+    x: Tensor,
+    c: float | Tensor,
+    step: Tensor | None,
+    dtype: torch.dtype | None,
+    channels: int | None,
+) -> Tensor:
+    form = layout.of(x)
+    x, y = layout.dense(x, form), layout.empty_padded(x, dtype, channels)
+    if not x.numel():
+        return y.zero_()
+    each = _small(c) if isinstance(c, Tensor) else None
+    _cuda().scale_input(
+        x.data_ptr(),
+        y.data_ptr(),
+        _address(each),
+        _address(step),
+        0 if each is None else each.shape[0],
+        0.0 if isinstance(c, Tensor) else c,
+        *_planes(x, form),
+        y.shape[1],
+        CODES[x.dtype],
+        CODES[y.dtype],
+        *_queue(x),
+    )
     return y
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _triton, checks, layout, library, native, native_steps
+from . import _triton, checks, cuda, layout, library, native, native_steps
 from .dispatch import Backend, Example, Op, requested
 
 NAME = "scale_input"
@@ -164,6 +164,7 @@ scale_input = Op(
             lambda x, c, step, dtype, channels: _triton.unable(x) or _known(dtype),
             ("cuda",),
         ),
+        Backend("cuda", cuda.scale_input, cuda.unable_to_scale, ("cuda",)),
         Backend("reference", reference, lambda *_: ""),
     ),
     examples,

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("triton", reason="its wheel brings the disassembler")
 
+from kdgen import build
 from tools import cuda_check
 
 HALF = "_ZN5kdgen4cuda54_GLOBAL__N__28d17c2724attention_forward_kernelINS_4HalfELi64EEEvNS0_1AE"
@@ -66,6 +67,29 @@ def test_narrow_copies_are_not_taken_for_wide_ones(judged):
 
 def test_without_cuda_kernels_the_gate_says_so_and_passes(monkeypatch, capsys):
     monkeypatch.setattr(cuda_check, "absent", lambda: "no CUDA compiler (nvcc)")
+    monkeypatch.setattr(build, "nvcc", lambda: "")
     monkeypatch.setattr("sys.argv", ["cuda_check"])
     assert cuda_check.main() == 0
     assert "nothing to check, no CUDA compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("strict", "nvcc", "asked", "code"),
+    [
+        (True, "/opt/cuda/bin/nvcc", "", 1),
+        (True, "/opt/cuda/bin/nvcc", "OFF", 0),
+        (True, "", "", 0),
+        (False, "/opt/cuda/bin/nvcc", "", 0),
+    ],
+)
+def test_strictly_a_compiler_without_its_kernels_fails(
+    strict, nvcc, asked, code, monkeypatch, capsys
+):
+    monkeypatch.setattr(cuda_check, "absent", lambda: "they were not built")
+    monkeypatch.setattr(cuda_check, "STRICT", strict)
+    monkeypatch.setattr(build, "nvcc", lambda: nvcc)
+    monkeypatch.setenv("KDGEN_CUDA", asked)
+    monkeypatch.delenv("KDGEN_PURE", raising=False)
+    monkeypatch.setattr("sys.argv", ["cuda_check"])
+    assert cuda_check.main() == code
+    assert capsys.readouterr().out == "CUDA kernels: nothing to check, they were not built\n"

@@ -2,13 +2,15 @@
 
     python -m tools.cuda_check [--json FILE]
 
-What a block needs of shared memory is held to its limit where the sources compute it.
+What a block needs of shared memory is held to its limit where the sources compute it. Without nvcc
+there is nothing to check; with KDGEN_STRICT, nvcc and no kernels is a failure too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tools.aot.assembly import TOOLS
+from tools.preparation.steps import STRICT
 
 TYPES = {"f": "fp32", "N5kdgen4HalfE": "fp16", "NS_4HalfE": "fp16", "NS_8BFloat16E": "bf16"}
 WANTED = {"0": "dq", "1": "dk", "2": "dv"}
@@ -40,6 +43,7 @@ INSTRUCTIONS = {
     "attention_backward": (COPIES, "STG.E.128", "HMMA", "LDSM"),
     "step": ("LDG.E.128", "STG.E.128"),
     "chain_step": ("LDG.E.128", "STG.E.128"),
+    "scale_input": ("LDG.E.128", "STG.E.128"),
 }
 
 
@@ -128,6 +132,14 @@ def absent() -> str:
     return build.cuda().why
 
 
+def demanded() -> bool:
+    """Whether a build here must have made them: it is strict, has nvcc, and may use it."""
+    from kdgen import build
+
+    left_out = os.environ.get("KDGEN_CUDA", "").upper() == "OFF" or os.environ.get("KDGEN_PURE")
+    return STRICT and bool(build.nvcc()) and not left_out
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -136,7 +148,7 @@ def main() -> int:
     options = parser.parse_args()
     if why := absent():
         print(f"CUDA kernels: nothing to check, {why}")
-        return 0
+        return 1 if demanded() else 0
     from kdgen import _cuda
 
     rows = kernels(Path(_cuda.__file__))

@@ -32,6 +32,7 @@ using kdgen::cuda::Norm;
 using kdgen::cuda::NormBackward;
 using kdgen::cuda::NormForward;
 using kdgen::cuda::Planes;
+using kdgen::cuda::Scale;
 using kdgen::cuda::Step;
 using kdgen::cuda::Tokens;
 
@@ -188,6 +189,27 @@ void chain_step(Address x_t, Address raw, Address table, Address number, Address
   cuda::chain_step(c, out, queue(device, stream));
 }
 
+void scale_input(Address x, Address y, Address c_each, Address number, std::int64_t steps, float c,
+                 std::int64_t n, std::int64_t channels, std::int64_t size, bool channels_last,
+                 std::int64_t out_channels, int dtype, int out_dtype, int device, Address stream) {
+  constexpr const char* op = "scale_input";
+  require(channels > 0 && channels <= out_channels, op, "the answer has fewer channels than x.");
+  const Scale s = {at<void>(x),
+                   at<float>(c_each),
+                   at<std::int64_t>(number),
+                   steps,
+                   c,
+                   static_cast<int>(channels),
+                   channels_last,
+                   dtype_of(op, dtype)};
+  require_pointers(op, {s.x, at<void>(y)});
+  require(!s.step || (s.c_each && steps > 0), op, "a step needs a table.");
+  const Answer out = answer_of(op, y, n, out_channels, size, true, false);
+  const Dtype answers = dtype_of(op, out_dtype);
+  const py::gil_scoped_release released;
+  cuda::scale_input(s, out, answers, queue(device, stream));
+}
+
 void philox(std::uint64_t seed, std::uint32_t stream_of_numbers, Address index, Address out,
             std::int64_t n, std::int64_t size, int draw, int device, Address stream) {
   constexpr const char* op = "philox";
@@ -337,6 +359,7 @@ PYBIND11_MODULE(KDGEN_MODULE, m) {
   m.def("group_norm_silu_backward", &group_norm_silu_backward);
   m.def("step", &step);
   m.def("chain_step", &chain_step);
+  m.def("scale_input", &scale_input);
   m.def("philox", &philox);
   m.def("bias_residual_parts", &bias_residual_parts);
   m.def("bias_residual", &bias_residual);

@@ -106,6 +106,12 @@ KDGEN_DEVICE int count_from(std::int64_t at, std::int64_t total) {
   return left >= kFour ? kFour : static_cast<int>(left < 0 ? 0 : left);
 }
 
+// The row of a table that a number on the device means: the nearest there is.
+KDGEN_DEVICE std::int64_t row_of(const std::int64_t* step, std::int64_t steps) {
+  const std::int64_t row = *step;
+  return row < 0 ? 0 : row > steps - 1 ? steps - 1 : row;
+}
+
 KDGEN_DEVICE float limit_of(float clip) { return clip > 0.0f ? clip : float_of(0x7f800000u); }
 
 __global__ void __launch_bounds__(kThreads) step_kernel(const Step s, const Answer out) {
@@ -135,8 +141,7 @@ __global__ void __launch_bounds__(kThreads) chain_step_kernel(const Chain c, con
   const std::int64_t at = first_value();
   const int count = count_from(at, out.n * out.channels * out.size);
   if (!count) return;
-  std::int64_t row = *c.step;
-  row = row < 0 ? 0 : row > c.steps - 1 ? c.steps - 1 : row;
+  const std::int64_t row = row_of(c.step, c.steps);
   const float p = c.table[4 * row], q = c.table[4 * row + 1], a = c.table[4 * row + 2],
               b = c.table[4 * row + 3], limit = limit_of(c.clip);
   float v[kFour], raw[kFour];
@@ -158,6 +163,35 @@ __global__ void __launch_bounds__(kThreads) chain_step_kernel(const Chain c, con
   answer(out, c.dtype, at, count, v);
 }
 
+// Channels innermost, `out.channels` of them; the input may have fewer, and have them apart.
+__global__ void __launch_bounds__(kThreads)
+    scale_input_kernel(const Scale s, const Answer out, const Dtype answers) {
+  const std::int64_t at = first_value();
+  const int count = count_from(at, out.n * out.channels * out.size);
+  if (!count) return;
+  const bool whole = s.channels_last && s.channels == out.channels;
+  const float one = !s.c_each ? s.c : s.step ? s.c_each[row_of(s.step, s.steps)] : 0.0f;
+  float v[kFour] = {};
+  if (whole) load_four(s.x, s.dtype, at, count, v);
+#pragma unroll
+  for (int i = 0; i < kFour; ++i) {
+    if (i >= count) break;
+    const std::int64_t pixel = (at + i) / out.channels, image = pixel / out.size;
+    const std::int64_t channel = (at + i) % out.channels;
+    if (channel >= s.channels) {
+      v[i] = 0.0f;  // whatever the factor: 0 times infinity would be no number
+      continue;
+    }
+    if (!whole) {
+      const std::int64_t plane = image * s.channels + channel;
+      const std::int64_t apart = plane * out.size + pixel % out.size;
+      v[i] = load_one(s.x, s.dtype, s.channels_last ? pixel * s.channels + channel : apart);
+    }
+    v[i] *= s.c_each && !s.step ? s.c_each[image] : one;
+  }
+  answer(out, answers, at, count, v);
+}
+
 std::int64_t blocks_of(const Answer& out) {
   const std::int64_t each = kThreads * kFour, total = out.n * out.channels * out.size;
   return (total + each - 1) / each;
@@ -171,6 +205,10 @@ void step(const Step& s, const Answer& out, const Queue& q) {
 
 void chain_step(const Chain& c, const Answer& out, const Queue& q) {
   launch("chain_step", chain_step_kernel, blocks_of(out), kThreads, 0, q, c, out);
+}
+
+void scale_input(const Scale& s, const Answer& out, Dtype answers, const Queue& q) {
+  launch("scale_input", scale_input_kernel, blocks_of(out), kThreads, 0, q, s, out, answers);
 }
 
 }  // namespace cuda

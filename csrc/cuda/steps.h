@@ -1,4 +1,5 @@
-// The sampler's steps and the conversion to bytes on a GPU; args.h says what each argument is.
+// The sampler's steps, a network's input and the conversion to bytes on a GPU; args.h says what
+// each argument is.
 #pragma once
 
 #include "queue.h"
@@ -25,6 +26,18 @@ struct Chain {
   Dtype dtype, raw_dtype;
 };
 
+// What a network is given: c * x, zeros in the channels that x has not.
+struct Scale {
+  const void* x;
+  const float* c_each;       // (n), or a table (steps) where `step` is given; null: `c` for all
+  const std::int64_t* step;  // clamped to 0 … steps - 1
+  std::int64_t steps;
+  float c;
+  int channels;
+  bool channels_last;
+  Dtype dtype;
+};
+
 // What is written: like x_t, or bytes (n, size, channels).
 struct Answer {
   void* y;
@@ -35,6 +48,7 @@ struct Answer {
 
 void step(const Step&, const Answer&, const Queue&);
 void chain_step(const Chain&, const Answer&, const Queue&);
+void scale_input(const Scale&, const Answer&, Dtype answers, const Queue&);
 
 }  // namespace cuda
 }  // namespace kdgen

@@ -94,7 +94,7 @@ def forward_kernel(
         j = first + tl.arange(0, BLOCK_K)
         if SPLIT == BLOCK_D:
             k = _rows(k_ptr, j, k_token, N, d, D)
-            s = tl.dot(q, tl.trans(k))
+            s = tl.dot(q, tl.trans(k), input_precision="ieee")
         else:
             s = _product(q_ptr, t, q_token, k_ptr, j, k_token, N, D, BLOCK_D, SPLIT)
         s *= scale
@@ -142,8 +142,9 @@ def backward_q_kernel(
         j = first + tl.arange(0, BLOCK_K)
         k = _rows(k_ptr, j, k_token, N, d, D)
         if SPLIT == BLOCK_D:
-            s = tl.dot(q, tl.trans(k))
-            dp = tl.dot(dout, tl.trans(_rows(v_ptr, j, v_token, N, d, D)))
+            s = tl.dot(q, tl.trans(k), input_precision="ieee")
+            v = _rows(v_ptr, j, v_token, N, d, D)
+            dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         else:
             s = _product(q_ptr, t, q_token, k_ptr, j, k_token, N, D, BLOCK_D, SPLIT)
             dp = _product(dout_ptr, t, dout_token, v_ptr, j, v_token, N, D, BLOCK_D, SPLIT)
@@ -187,13 +188,13 @@ def backward_kv_kernel(
         lse = tl.load(lse_ptr + row + t, mask=t < N, other=float("inf")) * LOG2E
         delta = tl.load(delta_ptr + row + t, mask=t < N, other=0.0)
         if SPLIT == BLOCK_D:
-            s = tl.dot(k, tl.trans(q))
+            s = tl.dot(k, tl.trans(q), input_precision="ieee")
         else:
             s = _product(k_ptr, j, k_token, q_ptr, t, q_token, N, D, BLOCK_D, SPLIT)
         p = tl.exp2(s * scale - lse[None, :])
         dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision="ieee")
         if SPLIT == BLOCK_D:
-            dp = tl.dot(v, tl.trans(dout))
+            dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
         else:
             dp = _product(v_ptr, j, v_token, dout_ptr, t, dout_token, N, D, BLOCK_D, SPLIT)
         ds = p * (dp - delta[None, :])
@@ -209,7 +210,10 @@ def backward_whole_kernel(
     N, heads, blocks, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """All three gradients of one head of one small image, every input read once."""
+    """All three gradients of one head of one small image, every input read once.
+
+    Never float32 (`cuts.whole`), for which every product would need input_precision="ieee".
+    """
     pair, image, head, _ = _place(heads, blocks)  # the only block
     t = tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)

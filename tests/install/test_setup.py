@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ def interpreter(folder: Path, version: str) -> Path:
     )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
+
+
+@pytest.fixture
+def silence():
+    """An index of packages that lets pip in and never answers, as a variable for `run`."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+        yield {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": address, "PIP_CONFIG_FILE": os.devnull}
 
 
 def test_an_old_python_is_refused_in_one_line(run, sources, tmp_path):
@@ -77,14 +87,17 @@ def test_what_can_be_done_without_is_done_without(run, sources, environment):
     assert setup(run, sources, environment.parents[1], "triton", KDGEN_STRICT="1").returncode == 1
 
 
-def test_a_gpu_machine_without_a_network_goes_on_without_the_command_line(
-    run, sources, environment
+def test_a_gpu_machine_without_a_network_soon_goes_on_without_the_command_line(
+    run, sources, environment, silence
 ):
     project = sources / "pyproject.toml"
     project.write_text(project.read_text().replace('"tyro>=1.0"', '"tyro>=1.0", "kdgen-nowhere"'))
-    done = setup(run, sources, environment.parents[1], "test", "--spare")
+    begun = time.monotonic()
+    done = setup(run, sources, environment.parents[1], "test", "--spare", **silence)
     assert done.returncode == 0, done.stderr
-    assert "going on: could not install kdgen-nowhere" in done.stderr
+    assert "going on: could not install kdgen-nowhere: there is no network" in done.stderr
+    assert "--retries 1 --timeout 3" in (sources / "build" / "setup.log").read_text()
+    assert time.monotonic() - begun < 60
 
 
 def test_it_keeps_the_torch_it_finds_and_the_second_call_is_silent(run, sources, tmp_path):
@@ -100,6 +113,28 @@ def test_it_keeps_the_torch_it_finds_and_the_second_call_is_silent(run, sources,
     os.utime(sources / "csrc" / "to_uint8.cpp")
     assert "building" in setup(run, sources, venv).stderr
     assert setup(run, sources, venv).stderr == ""
+
+
+FAKE_VENV = """
+import sys
+if "--without-pip" not in sys.argv:
+    sys.exit("The virtual environment was not created: ensurepip is not available.")
+sys.path = [p for p in sys.path if p != {folder!r}]
+import venv
+venv.main(sys.argv[1:])
+"""
+
+
+def test_without_ensurepip_the_pip_of_the_python_that_has_torch_serves(run, sources, tmp_path):
+    """As Debian's Python is without python3-venv."""
+    fake, venv = tmp_path / "fake", tmp_path / "v"
+    fake.mkdir()
+    (fake / "venv.py").write_text(FAKE_VENV.format(folder=str(fake)))
+    done = setup(run, sources, venv, PYTHON=sys.executable, PYTHONPATH=str(fake))
+    assert done.returncode == 0, done.stderr
+    assert "it cannot put pip into the environment" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("setup: ready in ")
+    assert not list(venv.glob("lib/*/site-packages/pip"))
 
 
 @pytest.mark.slow

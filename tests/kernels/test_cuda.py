@@ -53,6 +53,24 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+# ---- every op -------------------------------------------------------------------------------
+
+LEARNING = (group_norm_silu, attention, kernels.bias_residual, kernels.ddim_update)
+
+
+@pytest.mark.parametrize("op", kernels.OPS, ids=lambda op: op.name)
+def test_no_op_depends_on_the_order_of_its_threads(op, device, served, orders, grads):
+    dtype = torch.bfloat16 if op is attention else torch.float32
+    for example in served(op, "cuda", op.examples(dtype, device)):
+
+        def run(args=example.args):
+            with kernels.use("cuda"):
+                y = op(*args)
+                return [y, *(grads(op, args, torch.ones_like(y)) if op in LEARNING else [])]
+
+        same(orders(run, RISING, FALLING, SHUFFLED))
+
+
 # ---- group norm -----------------------------------------------------------------------------
 
 # n, channels, those of x, height and width, groups: what they are chosen for.
@@ -225,6 +243,9 @@ def test_reasons_name_what_is_in_the_way(emulated):
     q = image(2, 64, 4, 4)
     assert cuda.unable_to_attend(q, q, q, 2) == ""
     assert "expected float16 or bfloat16" in cuda.unable_to_attend(q.float(), q, q, 2)
+    assert cuda.unable_to_scale(q, 0.5, None, torch.float16, 128) == ""
+    assert "dtype is float64" in cuda.unable_to_scale(q, 0.5, None, torch.float64)
+    assert "expected fewer than 2**31" in cuda.unable_to_scale(q, 0.5, None, None, 2**27)
     assert "a head has 4 channels" in cuda.unable_to_attend(q, q, q, 16)
     wide = image(1, 512, 2, 2)
     assert "a head has 512 channels" in cuda.unable_to_attend(wide, wide, wide, 1)
@@ -273,6 +294,10 @@ def test_a_wrong_number_is_refused_by_the_binding(emulated):
         module.step(0, 0, 16, 0, 0, 1.0, 0.0, 0.0, 1, 1, 1, True, False, 0, 0, 0)
     with pytest.raises(ValueError, match="dtype is 9; expected 0"):
         module.step(16, 0, 16, 0, 0, 1.0, 0.0, 0.0, 1, 1, 1, True, False, 9, 0, 0)
+    with pytest.raises(ValueError, match="a step needs a table"):
+        module.scale_input(16, 16, 0, 16, 0, 1.0, 1, 3, 1, True, 8, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="fewer channels than x"):
+        module.scale_input(16, 16, 0, 0, 0, 1.0, 1, 3, 1, True, 2, 0, 0, 0, 0)
     strides = (16, 8, 8) * 3
     with pytest.raises(ValueError, match="a head has 12 channels; expected a multiple of 8"):
         module.attention_forward(*strides, 16, 16, 1.0, 1, 1, 1, 12, 2, 0, 0)

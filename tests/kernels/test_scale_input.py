@@ -8,7 +8,7 @@ import torch
 from kdgen import kernels
 from kdgen.kernels import scale_input
 
-ALL = ["reference", "native", "triton"]
+ALL = ["reference", "native", "triton", "cuda"]
 per_backend = pytest.mark.parametrize("backend", ALL)
 last = pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 
@@ -57,12 +57,13 @@ def test_padding_is_zero_whatever_the_factor(backend, need):
         assert not scale_input(x, c, channels=4)[:, 2:].any()
 
 
-def test_native_has_the_bits_of_the_reference_beyond_one_block(need):
+@pytest.mark.parametrize("backend", ["native", "cuda"])
+def test_compiled_code_has_the_bits_of_the_reference_beyond_one_block(backend, need):
     for shape in ((2, 3, 61, 53), (1, 1, 90, 50), (3, 5, 1, 7)):
         for last in (False, True):
             args = (images(last, *shape), 0.37, None, torch.bfloat16, 8)
-            need(scale_input, "native", args)
-            with kernels.use("native"):
+            need(scale_input, backend, args)
+            with kernels.use(backend):
                 assert torch.equal(scale_input(*args), scale_input.reference(*args))
 
 

@@ -19,8 +19,9 @@ class Case:
     Never allowed: spilled registers, more shared memory than a block may have. Beyond that a case
     may ask for `registers` at most (threads · registers decide how many blocks share a
     multiprocessor), for `wide`, the least share of the bits of global loads, and of stores, that
-    must move 128 at a time, and for `instructions`, by architecture, that must occur. Pointers in
-    `far` must be indexed in 64 bits: their tensors may hold more than 2³¹ values.
+    must move 128 at a time, and for `instructions`, by architecture, that must occur, and for
+    `without`, a word that may not occur in the PTX. Pointers in `far` must be indexed in 64 bits:
+    their tensors may hold more than 2³¹ values.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Case:
     registers: int = 255
     wide: float = 0.0
     instructions: Mapping[int, str] = field(default_factory=dict)
+    without: str = ""
     archs: tuple[int, ...] = ARCHS
     far: tuple[str, ...] = ()
 

@@ -46,6 +46,7 @@ def build(case: Case, arch: int) -> Row:
     shared = int(compiled.metadata.shared)
     loads, stores = (assembly.wide_share(moved[way]) for way in ("ld", "st"))
     missing = _missing(case, arch, compiled.asm["cubin"])
+    unwanted = case.without and case.without in compiled.asm["ptx"]
     near = [p for p in case.far if not assembly.far(compiled.asm["ttir"], p)]
     limits = {
         f"{used.spilled} bytes spilled": used.spilled == 0,
@@ -54,6 +55,7 @@ def build(case: Case, arch: int) -> Row:
         f"loads: expected {case.wide:.0%} in 128 bits": loads >= case.wide,
         f"stores: expected {case.wide:.0%} in 128 bits": stores >= case.wide,
         f"no {missing}": not missing,
+        f"{case.without} in the PTX": not unwanted,
         f"{', '.join(near)} indexed in 32 bits": not near,
     }
     broken = tuple(limit for limit, holds in limits.items() if not holds)

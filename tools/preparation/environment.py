@@ -24,13 +24,24 @@ def create() -> None:
         what = f"its torch {torch} is too old, 2.11 or newer will be installed"
     version = ".".join(map(str, sys.version_info[:3]))
     say(f"making {short(VENV)} with Python {version} ({what})")
-    options = ["--system-site-packages"] if keep else []
-    run(
-        [sys.executable, "-m", "venv", "--clear", *options, str(VENV)],
-        "could not make the environment; on Debian and Ubuntu: apt install python3-venv",
-    )
-    if keep and not _torch_of(PYTHON):
+    _make(keep)
+    if keep and not (_torch_of(PYTHON) and _has_pip(PYTHON)):
         _show_the_packages_of_this_python()
+
+
+def _make(keep: bool) -> None:
+    """Debian's and Ubuntu's Python may come without ensurepip, which puts pip into an environment.
+    A pip that it has nevertheless serves one that sees its packages."""
+    options = ["--system-site-packages"] if keep else []
+    command = [sys.executable, "-m", "venv", "--clear", *options, str(VENV)]
+    what = "could not make the environment; on Debian and Ubuntu: apt install python3-venv"
+    try:
+        run(command, what)
+    except Failed:
+        if not (keep and _has_pip(sys.executable)):
+            raise
+        say("it cannot put pip into the environment, which will use its own")
+        run([*command, "--without-pip"], what)
 
 
 def _show_the_packages_of_this_python() -> None:
@@ -53,6 +64,11 @@ def _torch_of(python: str | Path) -> str:
     probe = [str(python), "-c", "import torch; print(torch.__version__)"]
     done = subprocess.run(probe, capture_output=True, text=True, cwd="/", check=False)
     return done.stdout.split()[-1] if done.returncode == 0 and done.stdout.strip() else ""
+
+
+def _has_pip(python: str) -> bool:
+    done = subprocess.run([python, "-c", "import pip"], capture_output=True, cwd="/", check=False)
+    return done.returncode == 0
 
 
 def _works(python: str) -> bool:

@@ -40,7 +40,7 @@ def install(extras: Sequence[str], *, spare: bool = False) -> None:
         needed, wished = [], [*needed, *wished]
     _download(missing(needed), pins)
     try:
-        _download(missing(wished), pins)
+        _download(missing(wished), pins, hasty=spare)
     except Failed as error:
         if STRICT:
             raise
@@ -94,11 +94,12 @@ def _constraints() -> list[str]:
     return [f"{r.name}{r.specifier}" for r in pins if not r.marker or r.marker.evaluate()]
 
 
-def _download(requirements: list[str], pins: Path) -> None:
+def _download(requirements: list[str], pins: Path, *, hasty: bool = False) -> None:
     if not requirements:
         return
     say(f"installing {', '.join(requirements)}")
-    pip(["install", "-c", str(pins), *requirements], f"could not install {', '.join(requirements)}")
+    command = ["install", "-c", str(pins), *requirements]
+    pip(command, f"could not install {', '.join(requirements)}", hasty=hasty)
 
 
 def missing(requirements: Sequence[str]) -> list[str]:

@@ -19,9 +19,11 @@ LOG_BYTES = 4 << 20  # then a new one is begun
 STRICT = os.environ.get("KDGEN_STRICT", "0").lower() in ("1", "on", "true", "yes")
 NO_NETWORK = re.compile(
     "NewConnectionError|Failed to establish|name resolution|Network is unreachable|ConnectTimeout"
+    "|Read timed out"
 )
-
-
+# How long pip tries; an address that swallows everything costs one such time for every try.
+PATIENT = ("--retries", "2")
+HASTY = ("--retries", "1", "--timeout", "3")
 EMPTY: Mapping[str, str] = {}
 
 
@@ -33,8 +35,15 @@ def say(line: str) -> None:
     print(f"setup: {line}", file=sys.stderr, flush=True)
 
 
-def pip(arguments: Sequence[str], what: str, environment: Mapping[str, str] = EMPTY) -> str:
-    options = ["--disable-pip-version-check", "--no-input", "--retries", "2"]
+def pip(
+    arguments: Sequence[str],
+    what: str,
+    environment: Mapping[str, str] = EMPTY,
+    *,
+    hasty: bool = False,
+) -> str:
+    """`hasty`: for what one can do without, give up soon where there is no network."""
+    options = ["--disable-pip-version-check", "--no-input", *(HASTY if hasty else PATIENT)]
     return run([PYTHON, "-m", "pip", *arguments, *options], what, environment=environment)
 
 

@@ -8,13 +8,16 @@ from kdgen.kernels._triton import attention
 from kdgen.kernels._triton import attention_cuts as cuts
 from tools.aot.case import ARCHS, SHARED_LIMIT, TENSOR_CORES, Case
 
-# tokens, channels of a head, dtype: ADM, DDPM and DDPM++, a padded head, and float32.
+# tokens, channels of a head, dtype: ADM, DDPM and DDPM++, a padded head, and float32 with
+# heads taken whole (up to 32 channels) and in parts.
 SHAPES = (
     (1024, 64, "bf16"),
     (256, 256, "bf16"),
     (64, 256, "bf16"),
     (16, 256, "bf16"),
     (49, 96, "fp16"),
+    (16, 16, "fp32"),
+    (16, 32, "fp32"),
     (1024, 64, "fp32"),
     (256, 256, "fp32"),
 )
@@ -40,6 +43,7 @@ def _case(which: str, tokens: int, width: int, dtype: str, itemsize: int, arch: 
     # The tensor cores of sm_90 take 64 rows at least; smaller images use those of sm_80.
     rows = cut.block_k if which == "backward_kv" else cut.block_q
     tensor_core = TENSOR_CORES[arch] if rows >= 64 else "HMMA"
+    full = rows * width >= 4 * 32 * cut.warps  # four values for every thread
     return Case(
         f"attention {which} {tokens}x{width} {dtype}",
         kernel,
@@ -48,7 +52,8 @@ def _case(which: str, tokens: int, width: int, dtype: str, itemsize: int, arch: 
         cut.warps,
         cut.stages,
         multiples=tuple(n for n in (*sizes, *strides) if n in kernel.arg_names),
-        wide=0.7,  # the rest is logsumexp and delta, four bytes a row
+        wide=0.7 if full else 0.0,  # the rest is logsumexp and delta, four bytes a row
         instructions={} if dtype == "fp32" else {arch: tensor_core},
+        without="tf32" if dtype == "fp32" else "",
         archs=(arch,),
     )
