@@ -23,7 +23,7 @@ demo: ## train a teacher on handwritten digits, distil it, write runs/demo/repor
 
 test: ## all tests
 	$(SETUP) test triton
-	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: ## time every op, network and training step; compare with benchmarks/results
 	$(SETUP) test bench
