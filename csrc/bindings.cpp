@@ -1,45 +1,26 @@
 // kdgen._native: checks what can be checked of raw pointers, releases the GIL, forwards.
 //
 // Tensors arrive as addresses (`tensor.data_ptr()`), so the module works with every torch.
+#include "engine/bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 #include <vector>
 
+#include "checks.h"
 #include "isa.h"
 
 namespace py = pybind11;
-using kdgen::Dtype;
+using kdgen::Address;
+using kdgen::at;
+using kdgen::dtype_of;
+using kdgen::require;
+using kdgen::require_pointers;
+using kdgen::threads_of;
 
 namespace {
-
-using Address = std::uint64_t;
-
-template <class T>
-T* at(Address a) {
-  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(a));
-}
-
-void require(bool good, const char* op, const std::string& wrong) {
-  if (!good) throw py::value_error(std::string(op) + ": " + wrong);
-}
-
-void require_pointers(const char* op, bool used, std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers) require(!used || p, op, "an address is 0; expected a tensor's.");
-}
-
-Dtype dtype_of(const char* op, int code) {
-  require(
-      code >= 0 && code <= 2, op,
-      "dtype is " + std::to_string(code) + "; expected 0 (float32), 1 (float16) or 2 (bfloat16).");
-  return static_cast<Dtype>(code);
-}
-
-int threads_of(const char* op, int threads) {
-  require(threads >= 1, op, "threads is " + std::to_string(threads) + "; expected at least 1.");
-  return threads;
-}
 
 // Uninitialised, aligned working memory. A little is kept by each calling thread, because fresh
 // pages cost more than the arithmetic on small images.
@@ -73,8 +54,8 @@ void check(const char* op, const kdgen::GroupNorm& p) {
           "x has " + std::to_string(p.own) + " of " + std::to_string(p.channels) +
               " channels; expected all, or channels last and more for the rest.");
   const bool used = p.n * p.channels * p.size > 0;
-  require_pointers(op, used, {p.x, p.weight, p.bias});
-  require_pointers(op, used && p.own < p.channels, {p.more});
+  if (used) require_pointers(op, {p.x, p.weight, p.bias});
+  if (used && p.own < p.channels) require_pointers(op, {p.more});
 }
 
 bool empty(const kdgen::GroupNorm& p) { return p.n * p.channels * p.size == 0; }
@@ -109,7 +90,7 @@ void group_norm_silu_forward(Address x, Address weight, Address bias, Address sc
   p.rstd = at<float>(rstd);
   check(op, p);
   if (empty(p)) return;
-  require_pointers(op, true, {p.y, p.mean, p.rstd});
+  require_pointers(op, {p.y, p.mean, p.rstd});
   const py::gil_scoped_release released;
   const Scratch scratch(kdgen::table().forward_scratch(p));
   kdgen::table().group_norm_silu_forward(p, scratch.aligned());
@@ -154,8 +135,8 @@ void group_norm_silu_backward(Address dy, Address x, Address weight, Address bia
   p.dadd = at<float>(dadd);
   check(op, p);
   if (empty(p)) return;
-  require_pointers(op, true, {p.dy, p.mean, p.rstd, p.dx, p.dweight, p.dbias});
-  require_pointers(op, p.own < p.channels, {p.dmore});
+  require_pointers(op, {p.dy, p.mean, p.rstd, p.dx, p.dweight, p.dbias});
+  if (p.own < p.channels) require_pointers(op, {p.dmore});
   const py::gil_scoped_release released;
   const Scratch scratch(kdgen::table().backward_scratch(p));
   kdgen::table().group_norm_silu_backward(p, scratch.aligned());
@@ -165,7 +146,7 @@ kdgen::DdimUpdate step(const char* op, Address x_t, Address x0, Address y, Addre
                        Address b_each, float a, float b, float clip, std::int64_t n,
                        std::int64_t per_image, int dtype, int threads) {
   require(n >= 0 && per_image >= 0, op, "a size is negative.");
-  require_pointers(op, n * per_image > 0, {at<void>(x_t), at<void>(y)});
+  if (n * per_image > 0) require_pointers(op, {at<void>(x_t), at<void>(y)});
   return {at<void>(x_t),
           at<void>(x0),
           at<void>(y),
@@ -186,7 +167,7 @@ void ddim_update(Address x_t, Address x0, Address y, Address a_each, Address b_e
   constexpr const char* op = "ddim_update";
   const kdgen::DdimUpdate p =
       step(op, x_t, x0, y, a_each, b_each, a, b, clip, n, per_image, dtype, threads);
-  require_pointers(op, n * per_image > 0, {p.x0});
+  if (n * per_image > 0) require_pointers(op, {p.x0});
   const py::gil_scoped_release released;
   kdgen::table().ddim_update(p);
 }
@@ -220,7 +201,7 @@ void bias_residual(Address x, Address residual, Address bias, Address y, float s
                                  dtype_of(op, dtype),
                                  threads_of(op, threads)};
   if (n * channels * size == 0) return;
-  require_pointers(op, true, {p.x, p.residual, p.y});
+  require_pointers(op, {p.x, p.residual, p.y});
   const py::gil_scoped_release released;
   kdgen::table().bias_residual(p);
 }
@@ -234,8 +215,8 @@ void bias_residual_backward(Address dy, Address dx, Address dbias, Address parti
       at<void>(dy), at<void>(dx),  at<float>(dbias),    at<float>(partial),     scale, n, channels,
       size,         channels_last, dtype_of(op, dtype), threads_of(op, threads)};
   if (n * channels * size == 0) return;
-  require_pointers(op, true, {p.dy});
-  require_pointers(op, p.dbias != nullptr, {p.partial});
+  require_pointers(op, {p.dy});
+  if (p.dbias) require_pointers(op, {p.partial});
   const py::gil_scoped_release released;
   kdgen::table().bias_residual_backward(p);
 }
@@ -265,7 +246,7 @@ void chain_step(Address x_t, Address raw, Address y, Address table, Address step
                               dtype_of(op, raw_dtype),
                               threads_of(op, threads)};
   if (n * channels * size == 0) return;
-  require_pointers(op, true, {p.x_t, p.raw, p.y, p.table, p.step});
+  require_pointers(op, {p.x_t, p.raw, p.y, p.table, p.step});
   const py::gil_scoped_release released;
   kdgen::table().chain_step(p);
 }
@@ -293,8 +274,8 @@ void scale_input(Address x, Address y, Address c_each, Address step, std::int64_
                                dtype_of(op, out_dtype),
                                threads_of(op, threads)};
   if (n * out_channels * size == 0) return;
-  require_pointers(op, true, {p.y});
-  require_pointers(op, channels > 0, {p.x});
+  require_pointers(op, {p.y});
+  if (channels > 0) require_pointers(op, {p.x});
   const py::gil_scoped_release released;
   kdgen::table().scale_input(p);
 }
@@ -305,7 +286,7 @@ void philox(std::uint64_t seed, std::uint32_t stream, Address index, Address out
   require(n >= 0 && size >= 0, op, "a size is negative.");
   require(draw >= 0 && draw <= 2, op,
           "draw is unknown; expected 0 (words), 1 (uniform), 2 (normal).");
-  require_pointers(op, n * size > 0, {at<void>(index), at<void>(out)});
+  if (n * size > 0) require_pointers(op, {at<void>(index), at<void>(out)});
   const kdgen::Philox p = {seed, stream, at<std::int64_t>(index),        at<void>(out),
                            n,    size,   static_cast<kdgen::Draw>(draw), threads_of(op, threads)};
   const py::gil_scoped_release released;
@@ -322,7 +303,7 @@ PYBIND11_MODULE(_native, m) {
 #else
   m.attr("openmp") = false;
 #endif
-  m.def("isa", [] { return std::string(kdgen::table().name); });
+  m.def("isa", &kdgen::isa);
   m.def("supported_isas", &kdgen::supported_isas);
   m.def("select_isa", &kdgen::select_isa);
   m.def("group_norm_silu_forward", &group_norm_silu_forward);
@@ -334,4 +315,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("chain_step", &chain_step);
   m.def("scale_input", &scale_input);
   m.def("philox", &philox);
+  kdgen::engine::bind(m);
 }

@@ -4,6 +4,7 @@
 // with every torch; the CUDA runtime is inside, so that it imports where there is no driver.
 #include <pybind11/pybind11.h>
 
+#include "../checks.h"
 #include "attention.h"
 #include "bias_residual.h"
 #include "group_norm_silu.h"
@@ -12,12 +13,17 @@
 
 namespace py = pybind11;
 namespace cuda = kdgen::cuda;
+using kdgen::Address;
+using kdgen::at;
 using kdgen::Draw;
 using kdgen::Dtype;
+using kdgen::dtype_of;
 using kdgen::kAligned;
 using kdgen::Philox;
 using kdgen::plan;
 using kdgen::Queue;
+using kdgen::require;
+using kdgen::require_pointers;
 using kdgen::Slabs;
 using kdgen::cuda::Answer;
 using kdgen::cuda::AttentionBackward;
@@ -38,33 +44,11 @@ using kdgen::cuda::Tokens;
 
 namespace {
 
-using Address = std::uint64_t;
-
-template <class T>
-T* at(Address a) {
-  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(a));
-}
-
-void require(bool good, const char* op, const std::string& wrong) {
-  if (!good) throw py::value_error(std::string(op) + ": " + wrong);
-}
-
-void require_pointers(const char* op, std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers) require(p, op, "an address is 0; expected a tensor's.");
-}
-
 void require_aligned(const char* op, std::initializer_list<const void*> pointers) {
   for (const void* p : pointers) {
     require(reinterpret_cast<std::uintptr_t>(p) % kAligned == 0, op,
             "an address is no multiple of 16; expected one. Copy the tensor.");
   }
-}
-
-Dtype dtype_of(const char* op, int code) {
-  require(
-      code >= 0 && code <= 2, op,
-      "dtype is " + std::to_string(code) + "; expected 0 (float32), 1 (float16) or 2 (bfloat16).");
-  return static_cast<Dtype>(code);
 }
 
 Queue queue(int device, Address stream) {
