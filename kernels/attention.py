@@ -8,13 +8,13 @@ those. Every backend answers channels last.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import _triton, checks, cuda, layout, library
 from .dispatch import Backend, Example, Op, requested
@@ -187,47 +187,16 @@ library.define(
 )
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    q, k, v, heads, scale, backend = inputs
+def _keep(ctx: Any, args: tuple[Any, ...], output: Pair) -> None:
+    q, k, v, *ctx.options = args
     ctx.save_for_backward(q, k, v, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.options = heads, scale, backend
 
 
-def _traced_backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
-    found = torch.ops.kdgen.attention_backward(dout, *ctx.saved_tensors, *ctx.options)
-    return *found, None, None, None
+def _backward(ctx: Any, run: Callable[..., Any], dout: Tensor) -> tuple[Any, ...]:
+    return *run(dout, *ctx.saved_tensors, *ctx.options), None, None
 
 
-torch.library.register_autograd(
-    f"kdgen::{NAME}", _traced_backward, setup_context=_remember, lib=library.LIBRARY
-)
-
-
-class _Fused(torch.autograd.Function):
-    """The same without the dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: Backend, *args: Any) -> Tensor:
-        out, logsumexp = backend.run(*args)
-        q, k, v, *ctx.options = args
-        ctx.save_for_backward(q, k, v, out, logsumexp)
-        ctx.back = backend.backward
-        result: Tensor = out
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = (_once if torch.is_grad_enabled() else _direct)(ctx, dout)
-        return found
-
-
-def _direct(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    return None, *ctx.back(dout, *ctx.saved_tensors, *ctx.options), None, None
-
-
-# Second derivatives raise instead of coming out as zero; the reference has them.
-_once = once_differentiable(_direct)
+_with_gradient = library.differentiable(NAME, _keep, _backward)
 
 # Backends made of torch's operators: autograd and compilers see through them.
 _OPEN = {"": sdpa, "sdpa": sdpa, "reference": reference}  # "" while sdpa is first everywhere
@@ -246,8 +215,7 @@ def _call(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = Non
         return y
     backend = attention.pick(args, wanted)
     if library.needs_grad(q, k, v):
-        y = _Fused.apply(backend, *args)  # type: ignore[no-untyped-call]
-        return y
+        return _with_gradient(backend, *args)
     y = backend.run(*args)[0]
     return y
 

@@ -7,6 +7,7 @@ of such sums (Karras et al. 2022, arXiv:2206.00364). Computed in float32 whateve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,40 +91,18 @@ library.define(
 )
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, _, bias, scale, _ = inputs
+def _keep(ctx: Any, args: tuple[Any, ...], _: Tensor) -> None:
+    x, _residual, bias, scale = args
     ctx.options = scale, layout.of(x), None if bias is None else bias.dtype
 
 
-def _traced_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    """In plain torch: compilers fuse it, and it can be differentiated again."""
+def _backward(ctx: Any, run: Callable[..., Any], dy: Tensor) -> tuple[Any, ...]:
     scale, form, kind = ctx.options
-    dx, dbias = backward_reference(dy, scale, form, kind is not None)
-    return dx, dx, None if dbias is None else dbias.to(kind), None, None
+    dx, dbias = run(dy, scale, form, kind is not None)
+    return dx, dx, None if dbias is None else dbias.to(kind), None
 
 
-torch.library.register_autograd(
-    f"kdgen::{NAME}", _traced_backward, setup_context=_remember, lib=library.LIBRARY
-)
-
-
-class _Fused(torch.autograd.Function):
-    """The same without the dispatcher. Nothing is kept for the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: Backend, *args: Any) -> Tensor:
-        x, residual, bias, scale = args
-        ctx.options = scale, layout.of(x), None if bias is None else bias.dtype
-        ctx.run_backward = backend.backward
-        y: Tensor = backend.run(x, residual, bias, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        scale, form, kind = ctx.options
-        run = backward_reference if torch.is_grad_enabled() else ctx.run_backward
-        dx, dbias = run(dy, scale, form, kind is not None and ctx.needs_input_grad[3])
-        return None, dx, dx, None if dbias is None else dbias.to(kind), None
+_with_gradient = library.differentiable(NAME, _keep, _backward, backward_reference)
 
 
 def _call(x: Tensor, residual: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -136,8 +115,7 @@ def _call(x: Tensor, residual: Tensor, bias: Tensor | None = None, scale: float 
     if backend.name == "reference":
         return reference(*args)
     if library.needs_grad(x, residual, bias):
-        y = _Fused.apply(backend, *args)  # type: ignore[no-untyped-call]
-        return y
+        return _with_gradient(backend, *args)
     y = backend.run(*args)
     return y
 

@@ -9,12 +9,12 @@ whatever the storage (float64 for float64).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import _triton, checks, cuda, layout, library, native
 from .dispatch import Backend, Example, Op, requested
@@ -284,22 +284,18 @@ library.define(
 )
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    x, weight, bias, groups, _, scale, shift, add, act, more, backend = inputs
+def _keep(ctx: Any, args: tuple[Any, ...], output: Pair) -> None:
+    x, weight, bias, groups, _, scale, shift, add, act, more = args
     ctx.save_for_backward(x, weight, bias, output[1], scale, shift, add, more)
-    ctx.mark_non_differentiable(output[1])
-    ctx.options = groups, act, backend
+    ctx.options = groups, act
 
 
-def _traced_backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, run: Callable[..., Any], dy: Tensor) -> tuple[Any, ...]:
     x, weight, bias, statistics, scale, shift, add, more = ctx.saved_tensors
-    groups, act, backend = ctx.options
-    inputs = (x, weight, bias, scale, shift, add, more)
-    found = torch.ops.kdgen.group_norm_silu_backward(
-        dy, x, weight, bias, statistics, groups, scale, shift, add, act, more, backend
-    )
-    dx, dw, db, *extras, dmore = _as_inputs(found, inputs)
-    return dx, dw, db, None, None, *extras, None, dmore, None
+    groups, act = ctx.options
+    found = run(dy, x, weight, bias, statistics, groups, scale, shift, add, act, more)
+    dx, dw, db, *extras, dmore = _as_inputs(found, (x, weight, bias, scale, shift, add, more))
+    return dx, dw, db, None, None, *extras, None, dmore
 
 
 def _as_inputs(found: Any, inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
@@ -310,39 +306,7 @@ def _as_inputs(found: Any, inputs: tuple[Tensor | None, ...]) -> list[Tensor | N
     ]
 
 
-torch.library.register_autograd(
-    f"kdgen::{NAME}", _traced_backward, setup_context=_remember, lib=library.LIBRARY
-)
-
-
-class _Fused(torch.autograd.Function):
-    """The same without the dispatcher, which costs more than the arithmetic on small tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: Backend, *args: Any) -> Tensor:
-        y, statistics = backend.run(*args)
-        x, weight, bias, groups, _, scale, shift, add, act, more = args
-        ctx.save_for_backward(x, weight, bias, statistics, scale, shift, add, more)
-        ctx.options = groups, act, backend.backward
-        out: Tensor = y
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = (_once if torch.is_grad_enabled() else _direct)(ctx, dy)
-        return found
-
-
-def _direct(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, weight, bias, statistics, scale, shift, add, more = ctx.saved_tensors
-    groups, act, backward = ctx.options
-    found = backward(dy, x, weight, bias, statistics, groups, scale, shift, add, act, more)
-    dx, dw, db, *extras, dmore = _as_inputs(found, (x, weight, bias, scale, shift, add, more))
-    return None, dx, dw, db, None, None, *extras, None, dmore
-
-
-# Second derivatives raise instead of coming out as zero; the reference has them.
-_once = once_differentiable(_direct)
+_with_gradient = library.differentiable(NAME, _keep, _backward)
 
 
 def _call(
@@ -367,8 +331,7 @@ def _call(
     if backend.name == "reference":
         return reference(*args)
     if library.needs_grad(*tensors):
-        y = _Fused.apply(backend, *args)  # type: ignore[no-untyped-call]
-        return y
+        return _with_gradient(backend, *args)
     y = backend.run(*args)[0]
     return y
 
