@@ -5,61 +5,89 @@
 namespace kdgen {
 
 #ifdef KDGEN_X86
+namespace avx512_bf16 {
+namespace engine {
+extern const ::kdgen::engine::Engine table;
+}
+}  // namespace avx512_bf16
 namespace avx512 {
 extern const Table table;
+namespace engine {
+extern const ::kdgen::engine::Engine table;
 }
+}  // namespace avx512
 namespace avx2 {
 extern const Table table;
+namespace engine {
+extern const ::kdgen::engine::Engine table;
 }
+}  // namespace avx2
 #endif
 namespace baseline {
 extern const Table table;
+namespace engine {
+extern const ::kdgen::engine::Engine table;
 }
+}  // namespace baseline
 
 namespace {
 
-std::vector<const Table*> supported() {
-  std::vector<const Table*> found;
+// The engine's products of bfloat16 have an instruction of their own; to the ops it means nothing.
+struct Isa {
+  const engine::Engine* engine;
+  const Table* table;
+};
+
+std::vector<Isa> supported() {
+  std::vector<Isa> found;
 #ifdef KDGEN_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    found.push_back(&avx512::table);
+    if (__builtin_cpu_supports("avx512bf16")) {
+      found.push_back({&avx512_bf16::engine::table, &avx512::table});
+    }
+    found.push_back({&avx512::engine::table, &avx512::table});
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    found.push_back(&avx2::table);
+    found.push_back({&avx2::engine::table, &avx2::table});
   }
 #endif
-  found.push_back(&baseline::table);
+  found.push_back({&baseline::engine::table, &baseline::table});
   return found;
 }
 
-const Table*& current() {
-  static const Table* chosen = supported().front();
+Isa& current() {
+  static Isa chosen = supported().front();
   return chosen;
 }
 
-}  // namespace
-
-const Table& table() { return *current(); }
-
-std::vector<std::string> supported_isas() {
-  std::vector<std::string> names;
-  for (const Table* t : supported()) names.emplace_back(t->name);
-  return names;
-}
-
-void select_isa(const std::string& name) {
+Isa named(const std::string& name) {
   std::string known;
-  for (const Table* t : supported()) {
-    if (name == t->name) {
-      current() = t;
-      return;
-    }
-    known += (known.empty() ? "" : ", ") + std::string(t->name);
+  for (const Isa& isa : supported()) {
+    if (name == isa.engine->name) return isa;
+    known += (known.empty() ? "" : ", ") + std::string(isa.engine->name);
   }
   throw std::invalid_argument("KDGEN_ISA: instruction set is '" + name + "'; expected one of " +
                               known + ", which this processor runs.");
 }
+
+}  // namespace
+
+const Table& table() { return *current().table; }
+
+std::string isa() { return current().engine->name; }
+
+const engine::Engine& engine_of(const std::string& name) {
+  return *(name.empty() ? current() : named(name)).engine;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : supported()) names.emplace_back(isa.engine->name);
+  return names;
+}
+
+void select_isa(const std::string& name) { current() = named(name); }
 
 }  // namespace kdgen

@@ -5,10 +5,18 @@
 #include <vector>
 
 #include "args.h"
+#include "engine/engine.h"
 
 namespace kdgen {
 
 const Table& table();
+
+// Its name.
+std::string isa();
+
+// The engine of the set of that name, or of the one in force for "". Throws std::invalid_argument
+// for a set that this processor does not run.
+const engine::Engine& engine_of(const std::string& name);
 
 // Those compiled in that this processor can run, best first.
 std::vector<std::string> supported_isas();

@@ -151,3 +151,96 @@ def scale_input(
 def philox(
     seed: int, stream: int, index: int, out: int, n: int, size: int, draw: int, threads: int
 ) -> None: ...
+
+class Program:
+    """A network as steps over buffers, which run in the order in which they were added.
+
+    A buffer holds (height, width, channels) of every image, channels in multiples of 16, in float32
+    (0) or bfloat16 (2); -1 is no buffer. It is written once, in full, by one step, and channels
+    that stand for nothing are zero because their weights, gains and offsets are. Weights and tables
+    are float32, at addresses, and copied. A table has `rows` rows; with more than one, an image is
+    told its row. Raises ValueError for what does not fit.
+    """
+
+    def __init__(self, isa: str = "", guarded: bool = False) -> None:
+        """For an instruction set by name, or the selected one. `guarded`, for tests: buffers lie
+        between bands and start as NaN, and a run raises RuntimeError when a band was written."""
+    @property
+    def isa(self) -> str: ...
+    @property
+    def fast_bf16(self) -> bool:
+        """Whether a product of bfloat16 pairs is one instruction; else it is emulated."""
+    @property
+    def packed(self) -> int:
+        """Bytes of weights, as they are kept."""
+    def buffer(self, height: int, width: int, channels: int, dtype: int) -> int: ...
+    def input(self, y: int, channels: int) -> None:
+        """y[..., :channels] = the images, 0 beyond."""
+    def output(self, x: int, channels: int) -> None:
+        """The answer = x[..., :channels]."""
+    def convolve(
+        self,
+        name: str,
+        x: int,
+        more: int,
+        residual: int,
+        y: int,
+        weight: int,
+        bias: int,
+        rows: int,
+        kernel: int,
+        stride: int,
+        before: int,
+        form: str,
+        product: int,
+        scale: float,
+    ) -> None:
+        """y = (conv(x and more) + bias[row] + residual)·scale; `before`: zeros above and left.
+
+        `form`: "direct"; "winograd2", "winograd4" (3×3, stride 1, before 1); "up_direct",
+        "up_winograd" (the same, of x doubled by nearest neighbour). `product`: dtype of the
+        products; sums are float32.
+        """
+    def normalise(
+        self,
+        name: str,
+        x: int,
+        more: int,
+        y: int,
+        gain: int,
+        offset: int,
+        rows: int,
+        groups: int,
+        own: int,
+        others: int,
+        eps: float,
+        act: bool,
+    ) -> None:
+        """y = act(GN(x and more)·gain[row] + offset[row]), over `own` channels of x and `others` of
+        more; act is SiLU."""
+    def attend(
+        self,
+        name: str,
+        q: int,
+        q_at: int,
+        k: int,
+        k_at: int,
+        v: int,
+        v_at: int,
+        y: int,
+        heads: int,
+        width: int,
+        scale: float,
+    ) -> None:
+        """y = softmax(q·kᵀ·scale)·v, for every head of `width` channels from `…_at` on."""
+    def resample(self, name: str, x: int, y: int, taps: list[float], up: bool, before: int) -> None:
+        """Half or twice the size by a separable filter, zeros around."""
+    def combine(self, name: str, x: int, more: int, y: int, a: int, b: int, rows: int) -> None:
+        """y = a[row]·x + b[row]·more."""
+    def run(self, images: int, rows: int, out: int, n: int, threads: int) -> None:
+        """images (n, H, W, C) float32, rows int32 (n,) or 0, out likewise. An image's bits depend
+        neither on n nor on threads."""
+    def profile(self, images: int, rows: int, out: int, n: int) -> list[tuple[str, float]]:
+        """Seconds of every step, on one thread."""
+    def workspace(self, n: int, threads: int) -> int:
+        """Bytes that such a run works in."""

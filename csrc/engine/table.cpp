@@ -1,0 +1,29 @@
+// This instruction set's engine, in one constant.
+#include "engine.h"
+#include "steps.h"
+
+#define KDGEN_TEXT_(x) #x
+#define KDGEN_TEXT(x) KDGEN_TEXT_(x)
+
+KDGEN_BEGIN
+namespace engine {
+
+#if defined(__AVX512BF16__)
+constexpr bool kFast = true;
+#else
+constexpr bool kFast = false;
+#endif
+
+extern const Engine table = {KDGEN_TEXT(KDGEN_TARGET),
+                             kFast,
+                             convolve,
+                             moments,
+                             normalise,
+                             attend,
+                             resample,
+                             combine,
+                             input,
+                             output};
+
+}  // namespace engine
+KDGEN_END

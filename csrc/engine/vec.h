@@ -1,0 +1,131 @@
+// As many floats as a register of this instruction set holds, and how they are read and written.
+//
+// GCC's vector types are plain C++ arithmetic on every target, so one source serves them all;
+// multiplications and additions contract to fused ones here (unlike in the ops: see
+// CMakeLists.txt). Intrinsics only for what C++ cannot say: products of bfloat16 pairs.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "../math.h"
+#include "../target.h"
+#include "step.h"
+
+KDGEN_BEGIN
+namespace engine {
+
+using namespace ::kdgen::engine;
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kWidth)));
+typedef std::uint32_t Bits __attribute__((vector_size(4 * kWidth)));
+typedef std::uint16_t Halves __attribute__((vector_size(2 * kWidth)));
+
+KDGEN_INLINE Vec load(const float* from) {
+  Vec v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+KDGEN_INLINE Vec load(const BFloat16* from) {
+  Halves h;
+  std::memcpy(&h, from, sizeof h);
+  return (Vec)(__builtin_convertvector(h, Bits) << 16);
+}
+
+KDGEN_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+KDGEN_INLINE void store(BFloat16* to, Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
+  const Bits u = (Bits)v;
+  const Bits nearest_even = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Halves h = __builtin_convertvector(v == v ? nearest_even : Bits{} + 0x7fc0u, Halves);
+#endif
+  std::memcpy(to, &h, 2 * kWidth);
+}
+
+// Less zero, because plus zero would be an addition: it turns -0 into 0.
+KDGEN_INLINE Vec all(float value) { return value - Vec{}; }
+
+// f of every lane, for scalar functions that vectorise.
+template <class Function>
+static inline __attribute__((always_inline)) Vec each(Vec v, const Function& f) {
+  float t[kWidth];
+  std::memcpy(t, &v, sizeof v);
+#pragma omp simd
+  for (int l = 0; l < kWidth; ++l) t[l] = f(t[l]);
+  return load(t);
+}
+
+// 1/v within 2 units in the last place for 1 <= v; a division takes four times as long.
+KDGEN_INLINE Vec reciprocal(Vec v) {
+#if defined(__AVX512F__)
+  const Vec most = all(0x1p126f);  // beyond, the answer is no normal number, and 0 times infinity
+  const Vec x = v > most ? most : v;
+  const Vec r = (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
+  return r + r * (all(1) - x * r);
+#else
+  return all(1) / v;
+#endif
+}
+
+KDGEN_INLINE Vec silu(Vec v) {
+  return v * reciprocal(all(1) + each(v, [](float x) { return exponential_of_minus(x); }));
+}
+
+// ---- products ---------------------------------------------------------------------------------
+
+// What a row of a product gives at a time, and what stands against it for a register of channels:
+// one float, or a pair of bfloat16.
+template <class T>
+struct Factor;
+
+template <>
+struct Factor<float> {
+  static constexpr int kUnit = 1;
+  typedef Vec Other;
+  static KDGEN_MEMBER Vec broadcast(const float* a) { return all(*a); }
+  static KDGEN_MEMBER Vec other(const float* b) { return load(b); }
+  static KDGEN_MEMBER Vec add(Vec sum, Vec a, Vec b) { return a * b + sum; }
+};
+
+template <>
+struct Factor<BFloat16> {
+  static constexpr int kUnit = 2;
+  typedef Bits Other;
+  static KDGEN_MEMBER Bits broadcast(const BFloat16* a) {
+    std::uint32_t pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return pair - Bits{};
+  }
+  static KDGEN_MEMBER Bits other(const BFloat16* b) {
+    Bits pairs;
+    std::memcpy(&pairs, b, sizeof pairs);
+    return pairs;
+  }
+  static KDGEN_MEMBER Vec add(Vec sum, Bits a, Bits b) {
+#if defined(__AVX512BF16__)
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum = (Vec)(a & 0xffff0000u) * (Vec)(b & 0xffff0000u) + sum;
+    return (Vec)(a << 16) * (Vec)(b << 16) + sum;
+#endif
+  }
+};
+
+}  // namespace engine
+KDGEN_END

@@ -1,0 +1,271 @@
+// 3×3 convolution by Winograd's forms: tiles of the input to their points, a product of matrices at
+// every point, and back, where bias and residual join.
+//
+// A task takes a block of tiles, whatever images they are of. Weights stream through once a block,
+// the next point's fetched while one point's are in use.
+#include "forms.h"
+#include "multiply.h"
+#include "steps.h"
+#include "tables.h"
+
+KDGEN_BEGIN
+namespace engine {
+namespace {
+
+// Between two points' matrices, in values: at a distance of a power of two they would share the
+// same few places of the first-level cache.
+constexpr std::int64_t kApart = 32;
+// Of a block. Fewer would read the weights more often than the third-level cache gives them;
+// more would push each other's points out of the second-level cache.
+constexpr std::int64_t kTiles = 48;
+
+template <class F, class Act, class Prod>
+class Winograd final : public Step {
+ public:
+  explicit Winograd(const Convolve& p)
+      : p_(p),
+        down_(divided_up(p.y.shape.height, F::kOutputs)),
+        across_(divided_up(p.y.shape.width, F::kOutputs)),
+        bias_(copied(p.bias, p.rows * p.y.shape.channels)),
+        weights_(kSquare * inputs() * outputs() * std::int64_t{sizeof(Prod)}),
+        outside_(zeros(inputs() * std::int64_t{sizeof(Act)})) {
+    pack();
+  }
+
+  std::int64_t tasks(const Group& group) const override {
+    const Cut cut = this->cut(group.images, group.workers);
+    return cut.blocks * cut.parts;
+  }
+
+  std::int64_t scratch(std::int64_t images) const override {
+    const std::int64_t tiles = smaller(kTiles, images * down_ * across_);
+    return points(tiles) * std::int64_t{sizeof(Prod)} * kSquare +
+           products(tiles, kPanel) * 4 * kSquare;
+  }
+
+  std::int64_t packed() const override { return weights_.bytes(); }
+  std::int64_t work() const override { return down_ * across_ * kSquare * inputs() * outputs(); }
+
+  void run(const Group& group, std::int64_t task, char* scratch) const override {
+    const Cut cut = this->cut(group.images, group.workers);
+    const std::int64_t first = task / cut.parts * cut.tiles;
+    const std::int64_t count = smaller(cut.tiles, group.images * down_ * across_ - first);
+    Prod* const at_points = reinterpret_cast<Prod*>(scratch);
+    float* const made = reinterpret_cast<float*>(at_points + kSquare * points(cut.tiles));
+    for (std::int64_t t = 0; t < count; ++t) {
+      to_points(group, first + t, at_points + t * inputs(), points(cut.tiles));
+    }
+    const std::int64_t part = divided_up(divided_up(outputs(), kPanel), cut.parts) * kPanel;
+    const std::int64_t begin = task % cut.parts * part, end = smaller(begin + part, outputs());
+    for_panels(begin, end, [&](std::int64_t channel, std::int64_t width) {
+      const Prod* u = weights_.template as<Prod>() + kSquare * inputs() * channel;
+      const std::int64_t apart = products(cut.tiles, width);
+      for (int point = 0; point < kSquare; ++point) {
+        product(at_points + point * points(cut.tiles), count, u + point * inputs() * width,
+                made + point * apart, width);
+      }
+      for (std::int64_t t = 0; t < count; ++t) {
+        from_points(group, first + t, made + t * width, apart, channel, width);
+      }
+    });
+  }
+
+ private:
+  static constexpr int kSquare = F::kPoints * F::kPoints;
+
+  struct Cut {
+    std::int64_t tiles, blocks, parts;  // tiles of a block, blocks, parts of its panels
+  };
+
+  std::int64_t inputs() const { return p_.x.shape.channels; }
+  std::int64_t outputs() const { return p_.y.shape.channels; }
+  // From one point's matrix to the next, in values.
+  std::int64_t points(std::int64_t tiles) const { return tiles * inputs() + kApart; }
+  static std::int64_t products(std::int64_t tiles, std::int64_t width) {
+    return tiles * width + kApart;
+  }
+
+  Cut cut(std::int64_t images, int workers) const {
+    const std::int64_t all = images * down_ * across_;
+    std::int64_t blocks = divided_up(all, kTiles);
+    if (blocks == 1) return {all, 1, smaller(workers, divided_up(outputs(), kPanel))};
+    if (blocks < 4 * workers) blocks = smaller(rounded_up(blocks, workers), all);
+    const std::int64_t tiles = divided_up(all, blocks);
+    return {tiles, divided_up(all, tiles), 1};
+  }
+
+  // One tile's points, `apart` from each other.
+  void to_points(const Group& group, std::int64_t tile, Prod* to, std::int64_t apart) const {
+    constexpr int I = F::kInputs, N = F::kPoints;
+    const Shape& shape = p_.x.shape;
+    const Act* image = group.image<const Act>(p_.x, tile / (down_ * across_));
+    const std::int64_t top = tile / across_ % down_ * F::kStride - 1;
+    const std::int64_t left = tile % across_ * F::kStride - 1;
+    const Act* pixel[I][I];
+    for (int i = 0; i < I; ++i) {
+      for (int j = 0; j < I; ++j) {
+        const std::int64_t y = top + i, x = left + j;
+        const bool inside = y >= 0 && y < shape.height && x >= 0 && x < shape.width;
+        pixel[i][j] =
+            inside ? image + (y * shape.width + x) * shape.channels : outside_.template as<Act>();
+      }
+    }
+    for (std::int64_t c = 0; c < shape.channels; c += kWidth) {
+      Vec half[N][I];
+#pragma GCC unroll 6
+      for (int j = 0; j < I; ++j) {
+        Vec x[I], r[N];
+#pragma GCC unroll 6
+        for (int i = 0; i < I; ++i) x[i] = load(pixel[i][j] + c);
+        F::input(x, r);
+#pragma GCC unroll 6
+        for (int i = 0; i < N; ++i) half[i][j] = r[i];
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < N; ++i) {
+        Vec r[N];
+        F::input(half[i], r);
+#pragma GCC unroll 6
+        for (int j = 0; j < N; ++j) store(to + (i * N + j) * apart + c, r[j]);
+      }
+    }
+  }
+
+  // made (rows, width) = a (rows, inputs) times one panel.
+  void product(const Prod* a, std::int64_t rows, const Prod* panel, float* made,
+               std::int64_t width) const {
+    const std::int64_t k = inputs();
+    const char* ahead = reinterpret_cast<const char*>(panel + k * width);
+    for (std::int64_t r = 0; r < rows; r += kRows) {
+      with_tile(smaller(kRows, rows - r), width, [&](auto count, auto vecs) {
+        constexpr int R = decltype(count)::value, V = decltype(vecs)::value;
+        const Prod* row[R];
+        for (int i = 0; i < R; ++i) row[i] = a + (r + i) * k;
+        Sums<R, V> sums = {};
+        multiply<Prod, R, V>(row, k, panel, ahead, sums);
+        ahead += kLine * k;
+        for (int i = 0; i < R; ++i) {
+          for (int v = 0; v < V; ++v) store(made + (r + i) * width + v * kWidth, sums.at[i][v]);
+        }
+      });
+    }
+  }
+
+  // One tile of `width` channels of y, from `made`, whose points are `apart`.
+  void from_points(const Group& group, std::int64_t tile, const float* made, std::int64_t apart,
+                   std::int64_t channel, std::int64_t width) const {
+    const std::int64_t top = tile / across_ % down_ * F::kOutputs;
+    const std::int64_t left = tile % across_ * F::kOutputs;
+    const std::int64_t high = smaller(F::kOutputs, p_.y.shape.height - top);
+    const std::int64_t wide = smaller(F::kOutputs, p_.y.shape.width - left);
+    const std::int64_t n = tile / (down_ * across_);
+    const std::int64_t at = (top * p_.y.shape.width + left) * outputs() + channel;
+    const Act* residual = p_.residual ? group.image<const Act>(p_.residual, n) + at : nullptr;
+    const float* bias = bias_.template as<float>() + group.row(n) % p_.rows * outputs() + channel;
+    Act* y = group.image<Act>(p_.y, n) + at;
+    if (high == F::kOutputs && wide == F::kOutputs) {
+      finish<true>(made, apart, bias, residual, y, width, high, wide);
+    } else {
+      finish<false>(made, apart, bias, residual, y, width, high, wide);
+    }
+  }
+
+  template <bool Whole>
+  KDGEN_MEMBER void finish(const float* made, std::int64_t apart, const float* bias,
+                           const Act* residual, Act* y, std::int64_t width, std::int64_t high,
+                           std::int64_t wide) const {
+    constexpr int M = F::kOutputs, N = F::kPoints;
+    const std::int64_t line = p_.y.shape.width * outputs();
+    const Vec scale = all(p_.scale);
+    for (std::int64_t c = 0; c < width; c += kWidth) {
+      Vec half[M][N];
+#pragma GCC unroll 6
+      for (int j = 0; j < N; ++j) {
+        Vec m[N], r[M];
+#pragma GCC unroll 6
+        for (int i = 0; i < N; ++i) m[i] = load(made + (i * N + j) * apart + c);
+        F::output(m, r);
+#pragma GCC unroll 6
+        for (int i = 0; i < M; ++i) half[i][j] = r[i];
+      }
+      const Vec b = load(bias + c);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) {
+        if (!Whole && i >= high) break;
+        Vec r[M];
+        F::output(half[i], r);
+#pragma GCC unroll 4
+        for (int j = 0; j < M; ++j) {
+          if (!Whole && j >= wide) break;
+          const std::int64_t at = i * line + j * outputs() + c;
+          Vec v = r[j] + b;
+          if (residual) v = v + load(residual + at);
+          store(y + at, v * scale);
+        }
+      }
+    }
+  }
+
+  // Points of the weights in double, rounded once.
+  void pack() {
+    Prod* u = weights_.template as<Prod>();
+    for_panels(0, outputs(), [&](std::int64_t channel, std::int64_t width) {
+      Prod* panel = u + kSquare * inputs() * channel;
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static)
+#endif
+      for (std::int64_t k = 0; k < inputs(); ++k) {
+        for (std::int64_t o = 0; o < width; ++o) {
+          double points[kSquare];
+          of_weight(p_.weight + ((channel + o) * inputs() + k) * 9, points);
+          for (int i = 0; i < kSquare; ++i) {
+            kdgen::store(panel + i * inputs() * width + place_in_panel<Prod>(k, o, width),
+                         static_cast<float>(points[i]));
+          }
+        }
+      }
+    });
+  }
+
+  static void of_weight(const float* w, double* points) {
+    constexpr int N = F::kPoints;
+    double half[3][N];
+    for (int i = 0; i < 3; ++i) {
+      const double row[3] = {w[3 * i], w[3 * i + 1], w[3 * i + 2]};
+      F::weights(row, half[i]);
+    }
+    for (int j = 0; j < N; ++j) {
+      const double column[3] = {half[0][j], half[1][j], half[2][j]};
+      double r[N];
+      F::weights(column, r);
+      for (int i = 0; i < N; ++i) points[i * N + j] = r[i];
+    }
+  }
+
+  Convolve p_;
+  std::int64_t down_, across_;
+  Pages bias_, weights_, outside_;
+};
+
+template <class F>
+Step* of_types(const Convolve& p) {
+  if (p.x.shape.dtype == Dtype::bfloat16) return new Winograd<F, BFloat16, BFloat16>(p);
+  if (p.product == Dtype::bfloat16) return new Winograd<F, float, BFloat16>(p);
+  return new Winograd<F, float, float>(p);
+}
+
+}  // namespace
+
+Step* winograd(const Convolve& p) {
+  switch (p.form) {
+    case Form::winograd2:
+      return of_types<Two>(p);
+    case Form::winograd4:
+      return of_types<Four>(p);
+    default:
+      return of_types<Doubled>(p);
+  }
+}
+
+}  // namespace engine
+KDGEN_END
