@@ -85,6 +85,11 @@ class Learner:
             share = self._checked(loss(part), part).sum() / size
             share.backward()
             total = total + share.detach()
+        return self.step(total)
+
+    def step(self, total: Tensor) -> Outcome:
+        """One of Adam on the gradients that are there, clipped; none where they or the loss `total`
+        are not finite."""
         grads = [p.grad for p in self.params.values() if p.grad is not None]
         if not grads:
             raise ValueError(
@@ -92,7 +97,7 @@ class Learner:
             )
         norm = torch.nn.utils.get_total_norm(grads)
         fault = torch.where(total.isfinite(), torch.where(norm.isfinite(), 0, 2), 1)
-        self._step(norm, fault)
+        self._adam(norm, fault)
         return Outcome(total, norm, fault)
 
     def _checked(self, values: Tensor, part: Batch) -> Tensor:
@@ -104,7 +109,7 @@ class Learner:
             )
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
-    def _step(self, norm: Tensor, fault: Tensor) -> None:
+    def _adam(self, norm: Tensor, fault: Tensor) -> None:
         """Fused Adam divides by grad_scale, and does nothing where found_inf is not 0."""
         adam: Any = self.optimizer
         adam.found_inf = (fault != 0).float()

@@ -5,6 +5,7 @@ Examples:
   python -m kdgen.sample --fast --n 50000 --out samples.npz --checkpoint runs/student
   python -m kdgen.sample --n 64 --label 3 --seed 7 --out threes.png
   python -m kdgen.sample --fast --explain --checkpoint runs/student
+  python -m kdgen.sample --fast --accuracy bf16 --checkpoint runs/student
 
 Without --checkpoint the bundled one-step digits student is used. The images follow from --seed
 alone; --batch only changes the speed. docs/fast.md says what --fast does.
@@ -56,6 +57,11 @@ class Args:
     """Steps of the sampler; default: the model's own."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network; noise and the final step stay float32."""
+    engine: Literal["auto", "native", "torch"] = "auto"
+    """With --fast on a CPU: who runs the network. native insists on the compiled engine (exit code
+    8 where it cannot), auto lets torch step in."""
+    accuracy: Literal["exact", "fp32", "bf16", "fastest"] | None = None
+    """Of the compiled engine; default: that of --dtype. docs/engine.md says what each bounds."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     require_kernels: bool = False
@@ -74,8 +80,16 @@ def run(args: Args) -> None:
     device = cli.device(args.device)
     model = load(args.checkpoint, args.steps).to(device)
     dtype = getattr(torch, cli.DTYPES[args.dtype])
+    _check_engine(args)
     make = generator(
-        model, fast=args.fast, seed=args.seed, batch=args.batch, dtype=dtype, steps=args.steps
+        model,
+        fast=args.fast,
+        seed=args.seed,
+        batch=args.batch,
+        dtype=dtype,
+        steps=args.steps,
+        engine=args.engine,
+        accuracy=args.accuracy,
     )
     labels = make.labels(args.n, label=args.label)  # refuses a bad one before anything is written
     if args.explain:
@@ -91,6 +105,14 @@ def run(args: Args) -> None:
             target.abort()
             raise
     print(summary(make, model, args, seconds, device, f"{written(target)} -> {where}"))
+
+
+def _check_engine(args: Args) -> None:
+    if not args.fast and (args.engine != "auto" or args.accuracy is not None):
+        raise UsageError(
+            f"--engine {args.engine}, --accuracy {args.accuracy}: only --fast has an engine; "
+            "expected --fast too. Add it."
+        )
 
 
 def explanation(make: Generator) -> str:

@@ -23,6 +23,7 @@ FLOORS = (
         "checkpoint",
         "metrics",
         "fold",
+        "engine",
         "grid",
         "foreign",
         "writers",

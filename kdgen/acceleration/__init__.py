@@ -15,6 +15,7 @@ from torch import nn
 from kdgen.acceleration.accelerated import Accelerated
 from kdgen.acceleration.parity import Report, compare
 from kdgen.acceleration.source import source
+from kdgen.engine import Wish
 
 __all__ = ["Accelerated", "Report", "accelerate"]
 
@@ -28,6 +29,8 @@ def accelerate(
     device: torch.device | str | None = None,
     folds: Collection[str] | None = None,
     images: int = 2,
+    engine: str = "auto",
+    accuracy: str | None = None,
 ) -> Accelerated:
     """`(x, label=None, t=None) -> unet(x, t)` for these times only; weights are copied.
 
@@ -36,11 +39,12 @@ def accelerate(
     several, each call names its own. `dtype` (of the network) and `device` default to its own. On a
     GPU every call runs `batch` images at once; None: as many as it was given, with a graph for each
     number. `folds`: names of `fold.KNOWN`; None: all that save something. `.report` compares with
-    the original on so many random `images`; 0 leaves it out. Raises ValueError for a network that
-    is not understood, naming what is not.
+    the original on so many random `images`; 0 leaves it out. `engine` and `accuracy` as in
+    `FastGenerator`. Raises ValueError for a network that is not understood, naming what is not.
     """
     asked = source(unet, tuple(t) if isinstance(t, Sequence) else (float(t),))
-    fast = Accelerated(asked, dtype=dtype, batch=batch, device=device, folds=folds)
+    wish = Wish(engine, accuracy)
+    fast = Accelerated(asked, dtype=dtype, batch=batch, device=device, folds=folds, wish=wish)
     if images:
         fast.report = compare(asked, fast, images)
     return fast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection
 
@@ -12,6 +13,7 @@ from kdgen import fold, graph
 from kdgen.acceleration.parity import Report
 from kdgen.acceleration.source import Source
 from kdgen.denoiser import Denoiser
+from kdgen.engine import FOLDS, Network, Taken, Wish, taken
 from kdgen.fast.chain import single
 from kdgen.fast.settings import repeatable
 from kdgen.fast.walk import Walk
@@ -33,6 +35,7 @@ class Accelerated:
         batch: int | None = None,
         device: torch.device | str | None = None,
         folds: Collection[str] | None = None,
+        wish: Wish | None = None,
     ) -> None:
         if batch is not None and batch < 1:
             raise ValueError(
@@ -43,8 +46,10 @@ class Accelerated:
         self.dtype = dtype or weight.dtype
         self.device = torch.device(device) if device is not None else weight.device
         self.refusals: tuple[str, ...] = ()
-        self.denoiser = self._folded(source, folds)
-        self.walk = Walk(self.denoiser, single(self.denoiser, source.times), 0, self.dtype)
+        self.taken = self._taken(source, folds, wish or Wish())
+        self.denoiser = self.taken.denoiser or self._folded(source, folds)
+        inside = self.dtype if self.taken.denoiser is None else torch.float32
+        self.walk = Walk(self.denoiser, single(self.denoiser, source.times), 0, inside)
         self.ungraphed = graph.available(self.device)
         self._graphs: dict[tuple[int, bool, torch.dtype], Callable[..., Tensor]] = {}
 
@@ -55,7 +60,7 @@ class Accelerated:
         self._check(x, label)
         place = self.walk.places[self._place(t)]
         x = x.contiguous(memory_format=torch.channels_last)
-        size = self.batch or len(x)
+        size = self.batch or max(1, len(x))
         parts = [
             self._part(x[k : k + size], None if label is None else label[k : k + size], place, size)
             for k in range(0, len(x), size)
@@ -69,8 +74,10 @@ class Accelerated:
             f"{self.device}, {str(self.dtype)[6:]}",
         ]
         if isinstance(self.denoiser, fold.Folded):
-            saved = fold.explain(self.source.denoiser, self.denoiser)
+            saved = fold.explain(self.source.denoiser, self._outline(self.denoiser))
             lines += [f"  {line}" for line in str(saved).splitlines()]
+        first, *rest = self._network()
+        lines += [f"  network    {first}", *(f"    {line}" for line in rest)]
         batch = f"{self.batch} images a call" if self.batch else "as many images as it is given"
         lines.append(f"  batch      {batch}")
         most = f"one for each number of images, at most {MOST_GRAPHS}"
@@ -78,6 +85,24 @@ class Accelerated:
         lines.append(f"  CUDA graph {how}")
         lines += [f"  refused    {why}" for why in self.refusals]
         return "\n".join(lines)
+
+    def _network(self) -> list[str]:
+        """Who runs it; of the engine, also its layers."""
+        net = self.denoiser.net
+        if isinstance(net, Network):
+            return net.explain(self.batch or 1)
+        return [f"torch: {self.taken.why}"]
+
+    def _taken(self, source: Source, folds: Collection[str] | None, wish: Wish) -> Taken:
+        wanted = FOLDS if folds is None else folds
+        return taken(source.denoiser, source.times, wish, self.dtype, self.device, wanted)
+
+    def _outline(self, folded: fold.Folded) -> fold.Folded:
+        """The folded denoiser as torch knows it; of a compiled one, without weights."""
+        if not isinstance(folded.net, Network):
+            return folded
+        bare = copy.deepcopy(self.source.denoiser).to("meta")
+        return fold.fold(bare, self.source.times, folds=list(folded.places))
 
     def _folded(self, source: Source, folds: Collection[str] | None) -> Denoiser:
         wanted = _usual(self.device) if folds is None else folds

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdgen import fold, kernels
+from kdgen.engine import Network
 from kdgen.fast.replay import nodes
 from kdgen.fast.walk import Walk
-from kdgen.rows import LANES
 
 if TYPE_CHECKING:
     from kdgen.fast.fused import FastGenerator
@@ -23,15 +23,29 @@ def explain(make: FastGenerator) -> str:
     rows = {
         "sampler": _sampler(make),
         "folds": _folds(make),
-        "engine": _engine(make),
+        "network": _network(make)[0],
+        "steps": _steps(make),
         "CUDA graph": _graph(make),
         "batch": _batch(make),
         "algorithms": _algorithms(make),
         "kernels": _kernels(make),
         "fell back": _fallbacks(),
     }
-    where = f"{make.device}, network in {str(make.dtype)[6:]}, everything else in float32"
-    return "\n".join([f"FastGenerator on {where}", *(f"  {k:<11} {v}" for k, v in rows.items())])
+    where = f"{make.device}, network in {_precision(make)}, everything else in float32"
+    lines = [f"FastGenerator on {where}", *(f"  {k:<11} {v}" for k, v in rows.items())]
+    return "\n".join([*lines, *(f"    {line}" for line in _network(make)[1:])])
+
+
+def _precision(make: FastGenerator) -> str:
+    net = make.denoiser.net
+    dtype = net.report.candidate.activations if isinstance(net, Network) else make.dtype
+    return str(dtype)[6:]
+
+
+def _network(make: FastGenerator) -> list[str]:
+    """Who runs it; of the engine, also its layers."""
+    net = make.denoiser.net
+    return net.explain(make.batch) if isinstance(net, Network) else [f"torch: {make.unengined}"]
 
 
 def _sampler(make: FastGenerator) -> str:
@@ -50,7 +64,7 @@ def _folds(make: FastGenerator) -> str:
     return ", ".join(done) + (f"; nothing to do for {', '.join(idle)}" if idle else "")
 
 
-def _engine(make: FastGenerator) -> str:
+def _steps(make: FastGenerator) -> str:
     if isinstance(make.program, Walk):
         return "a table of coefficients, one fused update after every evaluation"
     return f"{make.how.sampler} step by step: it is more than one update after another"
@@ -66,7 +80,8 @@ def _graph(make: FastGenerator) -> str:
 
 def _batch(make: FastGenerator) -> str:
     if make.driver is None:
-        return f"at most {make.batch} images, padded to a multiple of {LANES}"
+        padding = f", padded to a multiple of {make.lanes}" if make.lanes > 1 else ""
+        return f"at most {make.batch} images{padding}"
     return (
         f"{make.batch} images; the network always sees {make.tile}, so that bits do not depend on "
         "it"
@@ -82,7 +97,8 @@ def _algorithms(make: FastGenerator) -> str:
 
 
 def _kernels(make: FastGenerator) -> str:
-    names = [*_USED, *(_WALKED if isinstance(make.program, Walk) else ("to_uint8",))]
+    own = ("philox_normal",) if isinstance(make.denoiser.net, Network) else _USED
+    names = [*own, *(_WALKED if isinstance(make.program, Walk) else ("to_uint8",))]
     ops: dict[str, kernels.Op[Any, Any]] = {op.name: op for op in kernels.OPS}
     return ", ".join(
         f"{name} {_backend(ops[name], make.dtype, make.device)}" for name in names if name in ops

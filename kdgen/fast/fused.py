@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdgen import fold, graph, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
+from kdgen.engine import Network, Wish, taken
 from kdgen.fast import explaining, memory, replay
 from kdgen.fast.chain import Chain, plan
 from kdgen.fast.driver import Driver, driver_of
@@ -42,6 +43,10 @@ class FastGenerator(Generator):
     images the network sees there at once (default: a multiple of the device's multiprocessors);
     memory that runs out halves it, for good. `tuned` lets cuDNN measure its algorithms: see
     `settings.repeatable`.
+
+    On a CPU the compiled engine runs the network, where it can: `engine` "native" insists on it
+    (MissingError), "torch" leaves it out. `accuracy` is one of `engine.BOUNDS`, by default "fp32"
+    for float32 and "bf16" for bfloat16. docs/engine.md says more.
     """
 
     def __init__(
@@ -54,11 +59,14 @@ class FastGenerator(Generator):
         how: Sampling | None = None,
         tile: int | None = None,
         tuned: bool = False,
+        engine: str = "auto",
+        accuracy: str | None = None,
     ) -> None:
         if tile is not None and tile < 1:
             raise ValueError(
                 f"FastGenerator: tile is {tile}; expected at least 1. Ask for one or more."
             )
+        self.wish = Wish(engine, accuracy)
         self.device = next(denoiser.parameters()).device
         self.driver = self._driver()
         self.tile, self.tuned = tile or self._usual_tile(), tuned
@@ -112,12 +120,25 @@ class FastGenerator(Generator):
         chain = plan(denoiser, self.how)
         times = chain.times if chain else samplers.sampled_times(denoiser.schedule, self.how)
         self.unfolded = self._unfoldable(denoiser, times)
+        if (found := self._taken(denoiser, times)) is not None:
+            self.lanes = 1  # nothing in the engine depends on the batch
+            return found
         if not self.unfolded and times is not None:
             try:
                 denoiser = fold.fold(denoiser, times, folds=self._folds())
             except (ValueError, fold.FoldError) as error:  # not a network that folds understand
                 self.unfolded = str(error)
         return super()._prepare(denoiser)
+
+    def _taken(self, denoiser: Denoiser, times: Sequence[float] | None) -> Denoiser | None:
+        """By the compiled engine; None where torch runs the network, `unengined` says why."""
+        if self.unfolded or times is None:
+            self.unengined = self.unfolded
+            self.wish.refuse(self.unfolded)
+            return None
+        found = taken(denoiser, times, self.wish, self.dtype, self.device)
+        self.unengined = found.why
+        return found.denoiser
 
     def _unfoldable(self, denoiser: Denoiser, times: Sequence[float] | None) -> str:
         if times is None:
@@ -138,7 +159,9 @@ class FastGenerator(Generator):
         chain: Chain | None = plan(denoiser, self.how)
         if chain is None:
             return Sampled(denoiser, self.how, self.seed)
-        return Walk(denoiser, chain, self.seed, self.dtype, self.how.guidance)
+        native = isinstance(denoiser.net, Network)  # which rounds for itself
+        dtype = torch.float32 if native else self.dtype
+        return Walk(denoiser, chain, self.seed, dtype, self.how.guidance)
 
     def _unable(self) -> str:
         """Why nothing is captured; "" when it may be."""
@@ -203,9 +226,14 @@ def generator(
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
     steps: int | None = None,
+    engine: str = "auto",
+    accuracy: str | None = None,
 ) -> Generator:
     """The fast or the plain generator of a denoiser; `steps` replaces the number of steps it is
-    meant to take."""
+    meant to take, `engine` and `accuracy` are for the fast one."""
     how = denoiser.sampling if steps is None else changed(denoiser.sampling, steps=steps)
-    kind = FastGenerator if fast else Generator
-    return kind(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)
+    if not fast:
+        return Generator(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)
+    return FastGenerator(
+        denoiser, seed=seed, batch=batch, dtype=dtype, how=how, engine=engine, accuracy=accuracy
+    )

@@ -13,9 +13,11 @@ CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # how torch's message about it begins
 _WANTED = (r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?B)", r"tried to allocate (\d+) bytes")
 
 
-def ran_out(error: RuntimeError) -> bool:
-    """Whether torch found no memory; it has a type of its own for GPUs only."""
-    return isinstance(error, torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error)
+def ran_out(error: Exception) -> bool:
+    """Whether there was no memory; torch has a type of its own for it on GPUs only, the compiled
+    engine Python's."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or CPU_OUT_OF_MEMORY in str(error)
 
 
 def numbers(device: torch.device, said: str) -> str:

@@ -28,6 +28,8 @@ class Generator:
     for the device.
     """
 
+    lanes = LANES  # every batch is padded to a multiple of it
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -131,24 +133,24 @@ class Generator:
         first."""
         try:
             return self._images(first, count, label)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):
                 raise
             self._said = str(error)
             return None
 
     def _shrink(self, count: int) -> None:
-        if count <= LANES:  # smaller batches are padded to as much
-            raise memory.refusal(LANES, self.device, self.dtype, self._said)
+        if count <= self.lanes:  # smaller batches are padded to as much
+            raise memory.refusal(self.lanes, self.device, self.dtype, self._said)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.batch = max(LANES, count // 2)
+        self.batch = max(self.lanes, count // 2)
 
     @torch.inference_mode()
     def _images(self, first: int, count: int, label: Tensor | None) -> Tensor:
-        index = padded(noise.addresses(first, count, self.device))
+        index = padded(noise.addresses(first, count, self.device), self.lanes)
         z = noise.normal(self.seed, noise.Stream.SAMPLE, index, self.denoiser.shape)
-        label = None if label is None else padded(label)
+        label = None if label is None else padded(label, self.lanes)
         with repeatable():  # float32 is float32 here too
             return self._sample(z, label, index)[:count].cpu()
 

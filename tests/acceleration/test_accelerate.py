@@ -14,6 +14,7 @@ import kdgen
 from kdgen import acceleration, fold, graph, nets
 from kdgen.acceleration import accelerated, parity
 from kdgen.denoiser import Denoiser
+from kdgen.engine import Wish
 from kdgen.schedules import EDM, Cosine
 
 Lively = Callable[..., nn.Module]
@@ -102,7 +103,7 @@ def test_a_batch_of_its_own_changes_no_answer(net: nets.UNet):
 
 @torch.no_grad()
 def test_low_precision_is_reported_as_what_it_is(net: nets.UNet):
-    fast = kdgen.accelerate(net, 999, dtype=torch.bfloat16)
+    fast = kdgen.accelerate(net, 999, dtype=torch.bfloat16, engine="torch")
     assert fast(images(), LABEL).dtype == torch.float32
     assert fast.report is not None
     assert 1e-3 < fast.report.accelerated.l2 < 0.1
@@ -112,7 +113,7 @@ def test_low_precision_is_reported_as_what_it_is(net: nets.UNet):
 
 def test_the_report_sees_a_wrong_network(net: nets.UNet):
     source = acceleration.source(net, (999.0,))
-    fast = accelerated.Accelerated(source)
+    fast = accelerated.Accelerated(source, wish=Wish("torch"))
     with torch.no_grad():
         next(p for n, p in fast.denoiser.named_parameters() if "conv_out.weight" in n).mul_(1.01)
     assert parity.compare(source, fast, 2).difference.l2 > 1e-3
@@ -150,7 +151,7 @@ def test_a_graph_gives_the_same_answers_and_keeps_them(
 ):
     monkeypatch.setattr(graph, "available", lambda device: "")
     monkeypatch.setattr(graph, "capture", partial(graph.capture, driver=recorder))
-    fast = kdgen.accelerate(net, (999.0, 3.0), batch=3, images=0)
+    fast = kdgen.accelerate(net, (999.0, 3.0), batch=3, images=0, engine="torch")
     first = fast(images(), LABEL, t=999.0)
     kept = first.clone()
     second = fast(images(5, seed=6), LABEL, t=3.0)
@@ -232,7 +233,7 @@ def test_what_cannot_be_recorded_runs_without_a_graph_and_says_why(
 
     monkeypatch.setattr(graph, "available", lambda device: "")
     monkeypatch.setattr(graph, "capture", refuse)
-    fast = kdgen.accelerate(net, 999, images=0)
+    fast = kdgen.accelerate(net, 999, images=0, engine="torch")
     expected = net(images(), torch.full((5,), 999.0), LABEL)
     torch.testing.assert_close(fast(images(), LABEL), expected, rtol=1e-4, atol=1e-4)
     assert "none: accelerate: the host waits" in fast.explain()
@@ -245,7 +246,7 @@ def test_only_so_many_graphs_are_kept(
     monkeypatch.setattr(accelerated, "MOST_GRAPHS", 1)
     monkeypatch.setattr(graph, "available", lambda device: "")
     monkeypatch.setattr(graph, "capture", partial(graph.capture, driver=recorder))
-    fast = kdgen.accelerate(net, 999, images=0)
+    fast = kdgen.accelerate(net, 999, images=0, engine="torch")
     for n in (2, 3, 2):
         expected = net(images(n), torch.full((n,), 999.0), LABEL[:n])
         torch.testing.assert_close(fast(images(n), LABEL[:n]), expected, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdgen import checkpoint, data, sample
+from kdgen import checkpoint, data, engine, sample
 from kdgen.background import Background
 from kdgen.kernels import native
 
@@ -73,7 +73,8 @@ def test_a_folder_holds_one_png_an_image(tmp_path: Path, student: Path) -> None:
 
 def test_bfloat16_stays_close(tmp_path: Path, student: Path) -> None:
     exact = pixels(tmp_path / "a.npz", student, "--fast").astype(float)
-    rough = pixels(tmp_path / "b.npz", student, "--fast", "--dtype", "bf16").astype(float)
+    torchs = ("--fast", "--dtype", "bf16", "--engine", "torch")  # the engine may take float32
+    rough = pixels(tmp_path / "b.npz", student, *torchs).astype(float)
     assert 0 < abs(exact - rough).mean() < 8
 
 
@@ -194,3 +195,27 @@ def test_a_signal_leaves_nothing_half_written(  # type: ignore[no-untyped-def]
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
     assert number == signal.SIGINT or "SIGTERM, stopped; nothing is kept" in said
+
+
+@pytest.mark.parametrize("option", [("--engine", "native"), ("--accuracy", "bf16")], ids=str)
+def test_only_the_fast_path_has_an_engine(  # type: ignore[no-untyped-def]
+    student: Path, refused, option: tuple[str, str]
+) -> None:
+    assert "only --fast has an engine" in refused(
+        sample.main, ["--checkpoint", str(student), *option], 2
+    )
+
+
+def test_an_engine_that_is_not_there_ends_it_with_what_to_install(  # type: ignore[no-untyped-def]
+    student: Path, without_native: None, refused
+) -> None:
+    options = ["--checkpoint", str(student), "--fast", "--engine", "native", "--explain"]
+    said = refused(sample.main, options, 8)
+    assert re.search(r"engine: native was asked for .* did not load .*C\+\+ compiler", said)
+
+
+def test_an_accuracy_can_be_chosen(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if why := engine.missing():
+        pytest.skip(why)
+    sample.main(["--checkpoint", str(student), "--fast", "--accuracy", "exact", "--explain"])
+    assert "class exact: float32, direct; error" in capsys.readouterr().out

@@ -19,12 +19,17 @@ from kdgen.fast import FastGenerator, Generator, aligned, replay
 from kdgen.fast.driver import Driver
 from kdgen.schedules import EDM
 
+plain = partial(FastGenerator, engine="torch")  # as a device runs the network, on the CPU
+
 
 def piped(driver: Any, recorder: Any = None, room: int = 10**9) -> type[FastGenerator]:
     """A fast generator on a device that is not there; it has room for so many images at once."""
 
     class Piped(FastGenerator):
         log: ClassVar[list[int]] = []
+
+        def __init__(self, denoiser: Denoiser, **options: Any) -> None:
+            super().__init__(denoiser, engine="torch", **options)
 
         def _driver(self) -> Driver | None:
             return driver  # type: ignore[no-any-return]
@@ -49,10 +54,8 @@ def piped(driver: Any, recorder: Any = None, room: int = 10**9) -> type[FastGene
 
 def test_images_are_those_of_the_cpu_path(student: Denoiser, machine: Any):
     make = piped(machine(3))(student, seed=3)
-    assert torch.equal(make(70), FastGenerator(student, seed=3)(70))
-    assert torch.equal(
-        make(5, first=33, label=2), FastGenerator(student, seed=3)(5, first=33, label=2)
-    )
+    assert torch.equal(make(70), plain(student, seed=3)(70))
+    assert torch.equal(make(5, first=33, label=2), plain(student, seed=3)(5, first=33, label=2))
     assert make(0).shape == (0, 8, 8, 3)
 
 
@@ -63,7 +66,7 @@ def test_batches_are_as_asked_and_the_network_sees_whole_tiles(
     make = piped(machine())(student, seed=3, batch=batch)
     parts = list(make.batches(50))
     assert [len(p) for p in parts[:-1]] == [batch] * (len(parts) - 1)
-    assert torch.equal(torch.cat(parts), FastGenerator(student, seed=3)(50))
+    assert torch.equal(torch.cat(parts), plain(student, seed=3)(50))
     assert set(make.log) == {8}
 
 
@@ -80,7 +83,7 @@ def test_a_request_that_is_dropped_spoils_no_other(student: Denoiser, machine: A
     dropped = make.batches(90)
     next(dropped)
     dropped.close()
-    assert torch.equal(make(40), FastGenerator(student, seed=3)(40))
+    assert torch.equal(make(40), plain(student, seed=3)(40))
 
 
 CHAINS = [
@@ -106,7 +109,7 @@ def test_a_graph_makes_the_images_that_the_kernels_made(  # type: ignore[no-unty
     monkeypatch.setattr(replay, "MOST_NODES", most)
     model = student.copy(parameterisation="v", sampling=how)
     make = piped(machine(prompt=True), recorder)(model, seed=3)
-    assert torch.equal(make(20), FastGenerator(model, seed=3)(20))
+    assert torch.equal(make(20), plain(model, seed=3)(20))
     assert make.captured is not None, make.ungraphed
     chain = getattr(make.program, "chain", None)
     long = most == 1 and chain is not None and len(chain.moves) > 2
@@ -144,7 +147,7 @@ def test_what_cannot_be_captured_runs_and_says_so(
     make.denoiser.net.conv_in = torch.nn.Sequential(Asking(), make.denoiser.net.conv_in)
     make.denoiser.net.conv_in.weight = make.denoiser.net.conv_in[1].weight
     with caplog.at_level(logging.WARNING, "kdgen"):
-        assert torch.equal(make(20), FastGenerator(student, seed=3)(20))
+        assert torch.equal(make(20), plain(student, seed=3)(20))
     assert caplog.text.count("no CUDA graph") == 1
     assert "the host waits for a value" in make.explain()
 
@@ -155,7 +158,7 @@ def test_memory_that_runs_out_halves_the_tile_for_good(
 ):
     make = piped(machine(prompt=True), recorder, room)(student, seed=3, batch=20, tile=16)
     with caplog.at_level(logging.WARNING, "kdgen"):
-        assert torch.equal(make(30), FastGenerator(student, seed=3)(30))
+        assert torch.equal(make(30), plain(student, seed=3)(30))
         make(30)
     assert caplog.text.count("out of memory") == 1
     assert "2.50 GiB wanted" in caplog.text
@@ -182,7 +185,7 @@ def test_memory_that_runs_out_later_goes_on_where_it_was(student: Denoiser, mach
 
     make = Fading(student, seed=3, batch=4, tile=16)
     make.log.clear()
-    assert torch.equal(make(70), FastGenerator(student, seed=3)(70))
+    assert torch.equal(make(70), plain(student, seed=3)(70))
 
 
 def test_other_errors_come_through_and_the_generator_lives_on(student: Denoiser, machine: Any):
@@ -201,30 +204,30 @@ def test_other_errors_come_through_and_the_generator_lives_on(student: Denoiser,
     with pytest.raises(KeyboardInterrupt):
         make(70)
     make.broken = False
-    assert torch.equal(make(70), FastGenerator(student, seed=3)(70))
+    assert torch.equal(make(70), plain(student, seed=3)(70))
 
 
 def test_explain_says_what_runs_and_what_does_not(student: Denoiser):
-    text = FastGenerator(student, dtype=torch.bfloat16).explain()
+    text = plain(student, dtype=torch.bfloat16).explain()
     assert text.startswith("FastGenerator on cpu, network in bfloat16")
     for words in (
         r"sampler +ddim, 1 evaluations",
         r"folds +time \(\d+\)",
-        r"engine +a table of coefficients",
+        r"steps +a table of coefficients",
         r"CUDA graph +none: the device is cpu",
         r"batch +at most 256 images, padded to a multiple of 8",
         r"kernels +group_norm_silu (native|reference)",
     ):
         assert re.search(words, text), words
     how = Sampling("rk45", 1)
-    said = FastGenerator(student.copy(parameterisation="v", sampling=how)).explain()
+    said = plain(student.copy(parameterisation="v", sampling=how)).explain()
     assert "none: rk45 reads its error on the host" in said
     assert "none: rk45 asks at times that nobody knows before" in said
 
 
 def test_sizes_that_are_none_are_refused(student: Denoiser):
     with pytest.raises(ValueError, match="tile is 0; expected at least 1"):
-        FastGenerator(student, tile=0)
+        plain(student, tile=0)
 
 
 @pytest.mark.parametrize("how", [CHAINS[0], CHAINS[2], CHAINS[4]], ids=lambda how: how.sampler)
@@ -232,9 +235,9 @@ def test_channels_of_zeros_change_nothing(
     student: Denoiser, monkeypatch: pytest.MonkeyPatch, how: Sampling
 ):
     model = student.copy(schedule=EDM(), parameterisation="edm", time=None, sampling=how)
-    expected = FastGenerator(model, seed=3)(9).int()
+    expected = plain(model, seed=3)(9).int()
     monkeypatch.setattr(aligned, "worthwhile", lambda *_: True)
-    make = FastGenerator(model, seed=3)
+    make = plain(model, seed=3)
     found = make(9).int()
     assert make.denoiser.net.conv_in.weight.shape[1] == 8
     assert make.denoiser.net.conv_out.weight.shape[0] == 8

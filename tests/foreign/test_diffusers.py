@@ -78,6 +78,26 @@ def test_names_from_before_0_17_are_understood(stand_in: Any, lively: Lively, co
     assert all(torch.equal(t, expected[n]) for n, t in net.state_dict().items())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exported_network_is_what_was_imported(
+    stand_in: Any, lively: Lively, configs: Any, name: str
+):
+    model = lively(stand_in(**configs[name]))
+    net, foreign = diffusers.net(model)
+    found = diffusers.exported(net, foreign, model.state_dict())
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[n], t) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("other", ["swapped", "one-level", "modern"])
+def test_a_network_is_not_exported_to_another_model(stand_in: Any, configs: Any, other: str):
+    model = stand_in(**configs[other])
+    foreign = diffusers.read(configs[other])
+    net = UNet(diffusers.read(configs["attention-above"]).config)
+    with pytest.raises(Unsupported, match="tensors do not fit"):
+        diffusers.exported(net, foreign, model.state_dict())
+
+
 def test_no_class_adds_nothing(stand_in: Any, lively: Lively, configs: Any):
     model = lively(stand_in(**configs["modern"])).double().eval()
     net, _ = diffusers.net(model)

@@ -4,5 +4,6 @@ package itself is not needed."""
 from kdgen.foreign.diffusers.architecture import Foreign, Unsupported, read
 from kdgen.foreign.diffusers.folder import denoiser
 from kdgen.foreign.diffusers.live import net, recognised
+from kdgen.foreign.diffusers.weights import exported
 
-__all__ = ["Foreign", "Unsupported", "denoiser", "net", "read", "recognised"]
+__all__ = ["Foreign", "Unsupported", "denoiser", "exported", "net", "read", "recognised"]

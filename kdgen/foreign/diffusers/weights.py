@@ -59,6 +59,36 @@ def network(foreign: Foreign, tensors: Mapping[str, Tensor]) -> UNet:
     return net.eval()
 
 
+def exported(net: UNet, foreign: Foreign, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The other way round: our network's tensors under the names, and in the shapes, of `wanted`,
+    the tensors of a `UNet2DModel`. Raises Unsupported where one side has what the other has not."""
+    given, found = net.state_dict(), dict[str, Tensor]()
+    if foreign.swapped:
+        first = given["embedding.dense1.weight"]
+        given["embedding.dense1.weight"] = torch.cat([*reversed(first.chunk(2, dim=1))], dim=1)
+    if (rows := given.get("embedding.label.weight")) is not None:
+        given["embedding.label.weight"] = rows[:-1]  # theirs know no "no class"
+    for ours, theirs in _layers(foreign.config):
+        for kind in _KINDS:
+            if (joined := given.pop(f"{ours}.{kind}", None)) is not None:
+                names = [f"{layer}.{kind}" for layer in theirs]
+                found |= zip(names, joined.chunk(len(names)), strict=True)
+    found = {n: _shaped(t, wanted[n].shape if n in wanted else None) for n, t in found.items()}
+    wrong = [f"{name} unexpected" for name in (*given, *(found.keys() - wanted.keys()))]
+    wrong += [f"{quoted(name)} missing" for name in wanted.keys() - found.keys()]
+    wrong += [
+        f"{name} {tuple(t.shape)}, expected {tuple(wanted[name].shape)}"
+        for name, t in found.items()
+        if name in wanted and t.shape != wanted[name].shape
+    ]
+    if wrong:
+        raise Unsupported(
+            f"diffusers: {len(wrong)} tensors do not fit: {listing(sorted(wrong))}; expected those "
+            "of the configuration. Export to a model of the same one."
+        )
+    return found
+
+
 def _translated(
     foreign: Foreign, given: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]
 ) -> tuple[dict[str, Tensor], set[str]]:

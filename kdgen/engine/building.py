@@ -1,0 +1,102 @@
+"""From a folded denoiser to one that the engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kdgen import fold
+from kdgen.denoiser import Denoiser
+from kdgen.engine import choice, report
+from kdgen.engine.asking import Wish
+from kdgen.engine.compiling import compiled
+from kdgen.engine.measuring import probe
+from kdgen.engine.network import Network
+from kdgen.engine.refusal import Refused
+from kdgen.engine.tracing import trace
+from kdgen.kernels import native
+from kdgen.nets.unet import UNet
+
+# A doubling and the 3×3 behind it are one step of the engine, cheaper than what the fold makes.
+FOLDS = tuple(name for name in fold.ALL if name != "up")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The denoiser, folded, with a `Network`; or None, and why torch has to run it."""
+
+    denoiser: fold.Folded | None
+    why: str
+
+
+def taken(
+    denoiser: Denoiser,
+    times: Sequence[float],
+    wish: Wish,
+    dtype: torch.dtype,
+    device: torch.device,
+    folds: Collection[str] = FOLDS,
+) -> Taken:
+    """`denoiser` for these times only, as the wish has it; `dtype` is what the network was asked
+    for in.
+
+    Raises what `Wish.refuse` raises, where it insists on the engine.
+    """
+    if not (why := wish.unable(dtype, device)):
+        try:
+            return Taken(_compiled(denoiser, times, folds, wish.accuracy_for(dtype)), "")
+        except Refused as refused:
+            why = str(refused)
+    wish.refuse(why)
+    return Taken(None, why)
+
+
+def _compiled(
+    denoiser: Denoiser, times: Sequence[float], folds: Collection[str], accuracy: str
+) -> fold.Folded:
+    try:
+        folded = fold.fold(denoiser, times, folds=folds, dtype=torch.float32).cpu()
+    except (ValueError, fold.FoldError) as error:  # not a network that folds understand
+        raise Refused(str(error)) from error
+    folded.net = network(folded, accuracy)
+    return folded
+
+
+def network(folded: fold.Folded, accuracy: str) -> Network:
+    """The network of `folded`, whose weights are float32, in the engine. Measures its error.
+
+    Raises `Refused` for what the engine does not know.
+    """
+    found, sample, net = trace(folded), probe(folded), folded.net
+    assert isinstance(net, UNet)
+
+    def attempt(plan: choice.Plan) -> tuple[Network, float]:
+        made = Network(net, compiled(plan), found.output.channels)
+        with torch.inference_mode():
+            return made, sample.error(made(sample.x, sample.time, sample.label))
+
+    plans = choice.plans(found, accuracy, fast_bf16=_fast_bf16())
+    settled = choice.settled(plans, choice.BOUNDS[accuracy], attempt)
+    settled.made.report = _report(accuracy, settled)
+    return settled.made
+
+
+def _report(accuracy: str, settled: choice.Settled[Network]) -> report.Report:
+    program = settled.made.program
+    return report.Report(
+        accuracy,
+        choice.BOUNDS[accuracy],
+        settled.plan.candidate,
+        settled.error,
+        settled.trials,
+        program.isa,
+        program.packed,
+        report.lines(settled.plan),
+    )
+
+
+def _fast_bf16() -> bool:
+    assert native.module is not None
+    return bool(native.module.Program().fast_bf16)

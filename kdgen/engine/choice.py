@@ -1,0 +1,199 @@
+"""How exactly, and by which form, each convolution is computed.
+
+An accuracy class has candidates, each a rule of what layers may use. For each, every layer takes
+the form that the cost table expects to be the fastest, and the candidate that is expected to be the
+fastest is tried first. None of this depends on how many images a call has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from kdgen.engine import cost
+from kdgen.engine.steps import Convolve, Step, Trace
+
+Made = TypeVar("Made")
+
+# The largest relative error (L2) of the network's output that a class admits.
+BOUNDS: Mapping[str, float] = {"exact": math.inf, "fp32": 1e-5, "bf16": 1.1e-2, "fastest": math.inf}
+# What a network asked for in this dtype gets, unless it is said.
+USUAL = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A rule. `largest`: side of the largest map that may take F(4×4), whose transforms magnify
+    rounding by more than F(2×2)'s. `narrowest`: the fewest channels that such a layer reads.
+    `worth`: a layer takes it where its time is at most this share of the others'."""
+
+    activations: torch.dtype
+    products: torch.dtype  # of transformed layers; the others' are those of the activations
+    winograd: bool = True
+    largest: float = math.inf
+    narrowest: int = 0
+    worth: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        mixed = self.products is not self.activations
+        kind = f"{_short(self.activations)}{f', products {_short(self.products)}' * mixed}"
+        return f"{kind}, {self._forms()}"
+
+    def _forms(self) -> str:
+        if not self.winograd:
+            return "direct"
+        if not self.largest:
+            return "F(2×2)"
+        upto = f" up to {self.largest:g}×{self.largest:g}" if self.largest < math.inf else ""
+        wide = f" from {self.narrowest} channels" if self.narrowest else ""
+        return f"F(2×2), F(4×4){upto}{wide}"
+
+    def allows(self, form: str, side: int, channels: int) -> bool:
+        """Whether a layer whose answer is so large, of so many channels, may take it."""
+        if form in ("direct", "up_direct"):
+            return True
+        if form != "winograd4":
+            return self.winograd
+        return self.winograd and side <= self.largest and channels >= self.narrowest
+
+    def product(self, form: str) -> torch.dtype:
+        """Of a layer of this form."""
+        return self.activations if form in ("direct", "up_direct") else self.products
+
+
+_F32, _BF16 = torch.float32, torch.bfloat16
+DIRECT = Candidate(_F32, _F32, winograd=False)
+_WIDE = (Candidate(_F32, _F32), Candidate(_F32, _F32, largest=0), DIRECT)
+# F(4×4) in bfloat16 costs 1.05e-2 where it is used at 16×16, 1.8e-2 everywhere, and F(2×2) 8.9e-3
+# (the 35.7M network); 5.9e-3 with activations in float32.
+_NARROW = (
+    Candidate(_BF16, _BF16, largest=16, worth=0.85),
+    Candidate(_BF16, _BF16, largest=32, narrowest=384, worth=0.85),
+    Candidate(_BF16, _BF16, largest=0),
+    Candidate(_F32, _BF16, largest=0),
+)
+CANDIDATES: Mapping[str, tuple[Candidate, ...]] = {
+    "exact": (DIRECT,),
+    "fp32": _WIDE,
+    "bf16": _NARROW + _WIDE,
+    "fastest": (Candidate(_BF16, _BF16), *_NARROW, *_WIDE),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A step, how it is done ("" where there is but one way), and its seconds as `cost` has it."""
+
+    step: Step
+    form: str
+    product: torch.dtype
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A trace, and how each of its steps is done."""
+
+    trace: Trace
+    candidate: Candidate
+    layers: tuple[Layer, ...]
+
+    @property
+    def activations(self) -> torch.dtype:
+        """Of every buffer."""
+        return self.candidate.activations
+
+    @property
+    def seconds(self) -> float:
+        """Of one core for one image, as `cost` has it."""
+        return sum(layer.seconds for layer in self.layers)
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for plans that compute the same."""
+        return self.activations, *((layer.form, layer.product) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate, and the error that was measured with it."""
+
+    candidate: Candidate
+    error: float
+
+
+def plans(trace: Trace, accuracy: str, *, fast_bf16: bool) -> list[Plan]:
+    """Those of a class, the one that is expected to be the fastest first.
+
+    Without `fast_bf16`, products of bfloat16 are slower here than those of float32: none has them.
+    """
+    found: dict[tuple[object, ...], Plan] = {}
+    for candidate in CANDIDATES[accuracy]:
+        if fast_bf16 or candidate.products is _F32:
+            plan = planned(trace, candidate)
+            found.setdefault(plan.signature, plan)
+    return sorted(found.values(), key=lambda plan: plan.seconds)
+
+
+def planned(trace: Trace, candidate: Candidate) -> Plan:
+    """Every layer in the form that is the fastest of those that the candidate allows."""
+    return Plan(trace, candidate, tuple(_layer(step, trace, candidate) for step in trace.steps))
+
+
+def settled(
+    plans: Sequence[Plan], bound: float, attempt: Callable[[Plan], tuple[Made, float]]
+) -> Settled[Made]:
+    """The first plan whose measured error is within the bound; else the one with the smallest.
+
+    `attempt` makes something of a plan, and measures its error.
+    """
+    trials: list[Trial] = []
+    best: tuple[Plan, Made, float] | None = None
+    for plan in plans:
+        made, error = attempt(plan)
+        trials.append(Trial(plan.candidate, error))
+        if best is None or error < best[2] or math.isnan(best[2]):
+            best = (plan, made, error)
+        if error <= bound:
+            break
+    assert best is not None
+    return Settled(*best, tuple(trials))
+
+
+@dataclass(frozen=True)
+class Settled(Generic[Made]):
+    """What came of it: the plan, what was made of it, its error, and all that was tried."""
+
+    plan: Plan
+    made: Made
+    error: float
+    trials: tuple[Trial, ...]
+
+
+def _layer(step: Step, trace: Trace, candidate: Candidate) -> Layer:
+    activations = candidate.activations
+    if not isinstance(step, Convolve):
+        return Layer(step, "", activations, cost.other(step, trace, activations))
+    y = trace.buffers[step.y]
+    facts = (max(y.height, y.width), step.weight.shape[1])
+    allowed = [form for form in cost.forms(step, trace) if candidate.allows(form, *facts)]
+    seconds = {
+        form: cost.convolution(step, y, form, candidate.product(form), activations)
+        for form in allowed
+    }
+    form = min(allowed, key=lambda form: seconds[form] / _worth(form, candidate))
+    return Layer(step, form, candidate.product(form), seconds[form])
+
+
+def _worth(form: str, candidate: Candidate) -> float:
+    return candidate.worth if form == "winograd4" else 1.0
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype)[6:]
