@@ -61,9 +61,9 @@ def chain_step_uint8(x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None) -> Tensor:
-    split = [x.flatten(2).unflatten(1, (heads, -1)).mT for x in (q, k, v)]
+    split = [x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3) for x in (q, k, v)]
     y = F.scaled_dot_product_attention(*split, scale=scale)  # (B, heads, pixels, D)
-    return y.transpose(1, 2).flatten(2).mT.reshape(q.shape)
+    return y.transpose(1, 2).flatten(2).transpose(1, 2).reshape(q.shape)
 
 
 def ddim_update(x_t: Tensor, x0: Tensor, a: Any, b: Any, clip: float | None) -> Tensor:

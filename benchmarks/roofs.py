@@ -31,7 +31,8 @@ class Roofs:
         return self._once("copy", 1 << (size.bit_length() - 1), self._measure_copy)
 
     def gemm(self, dtype: torch.dtype) -> float:
-        """Square matrix product; TF32 as the process has it set (off, unless you turned it on)."""
+        """Square matrix product; TF32 as the process has it set (off, unless you turned it on);
+        int8 is summed in int32."""
         return self._once("gemm", dtype, self._measure_gemm)
 
     def table(self) -> dict[str, float]:
@@ -52,10 +53,15 @@ class Roofs:
 
     def _measure_gemm(self, dtype: torch.dtype) -> float:
         n = 32 if self.tiny else 8192 if self.device.type == "cuda" else 1536
-        a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
+        whole = dtype is torch.int8
+        a, b = (
+            (40 * torch.randn(n, n, device=self.device)).clamp(-127, 127).to(dtype)
+            for _ in range(2)
+        )
+        out = torch.empty_like(a, dtype=torch.int32 if whole else dtype)
+        multiply = torch._int_mm if whole else torch.mm
         with torch.inference_mode():
-            return 2 * n**3 / self._best(lambda: torch.mm(a, b, out=out))
+            return 2 * n**3 / self._best(lambda: multiply(a, b, out=out))
 
     def _best(self, run: Callable[[], Any]) -> float:
         """Seconds a call; short ones are repeated until the clock can see them."""

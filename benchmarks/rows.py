@@ -167,4 +167,6 @@ def rounded(value: Any) -> Any:
     """Floats at four significant digits, all the way down."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,62 @@
+"""Does a second run say the same? Its ratios against the spread of the first one's.
+
+    python -m benchmarks.cpu_peers.again FIRST.json SECOND.json
+
+A claim is confirmed if the second run's median lies between the extremes of the first run's rounds,
+or above. Exits 1 where one is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from . import figures
+from .claims import Verdict, verdicts
+from .tables import number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    a = parser.parse_args(argv)
+    try:
+        first, second = (_known(path) for path in (a.first, a.second))
+    except ValueError as error:
+        parser.error(str(error))
+    both = [(first[key], second[key]) for key in first if key in second]
+    for line in _lines(both):
+        print(line)
+    if not both:
+        print("nothing was measured in both")
+    return int(not both or not all(confirmed(*pair) for pair in both))
+
+
+def confirmed(first: Verdict, second: Verdict) -> bool:
+    assert first.ratio is not None
+    assert second.ratio is not None
+    return second.ratio.middle >= first.ratio.least
+
+
+def _known(path: Path) -> dict[str, Verdict]:
+    found = (v for r in figures.networks(figures.read(path)) for v in verdicts(r))
+    return {v.key: v for v in found if v.ratio is not None}
+
+
+def _lines(both: Sequence[tuple[Verdict, Verdict]]) -> Iterator[str]:
+    for first, second in both:
+        a, b = first.ratio, second.ratio
+        assert a is not None
+        assert b is not None
+        said = "confirmed" if confirmed(first, second) else "LOWER"
+        yield (
+            f"{said:<9}  {number(a.middle)} ({number(a.least)}–{number(a.most)}), then "
+            f"{number(b.middle)}   {first.key}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

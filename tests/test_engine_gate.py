@@ -1,0 +1,134 @@
+"""The gate on the engine's ratios to torch: what it fails, and what it lets pass."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not installed
+
+from benchmarks.cpu_peers import gate, layers
+from benchmarks.cpu_peers.layers import BF16, FP32, LAYERS, Layer, Pair
+
+LAYER = LAYERS[0]
+
+
+def result(ratio: float, error: float = 1e-6, layer: Layer = LAYER) -> gate.Result:
+    return gate.Result(layer, 1e-3, (ratio,) * 3, error)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error", "floor", "expected"),
+    [
+        (1.9, 1e-6, 1.2, "ok"),
+        (1.2, 1e-6, 1.2, "ok"),
+        (1.19, 1e-6, 1.2, "LOWER"),
+        (0.1, 1e-6, None, "no floor"),
+        (9.0, 1e-2, 1.2, "WRONG"),
+        (9.0, float("nan"), None, "WRONG"),
+    ],
+)
+def test_a_layer_is_judged_by_its_floor_and_its_error(
+    ratio: float, error: float, floor: float | None, expected: str
+):
+    assert result(ratio, error).verdict(floor) == expected
+
+
+def test_one_bad_measurement_fails_nothing():
+    again = iter([0.9, 1.5])
+    floors = {LAYER.key: 1.2}
+    (final,) = gate.settled([result(0.8)], floors, lambda layer: result(next(again)))
+    assert final.verdict(1.2) == "ok"
+
+
+def test_a_layer_that_stays_lower_fails_after_its_tries():
+    asked: list[Layer] = []
+
+    def measure(layer: Layer) -> gate.Result:
+        asked.append(layer)
+        return result(0.9)
+
+    (final,) = gate.settled([result(0.8)], {LAYER.key: 1.2}, measure)
+    assert (len(asked), final.ratio, final.verdict(1.2)) == (gate.TRIES - 1, 0.9, "LOWER")
+
+
+def test_what_is_well_is_measured_once():
+    def measure(layer: Layer) -> gate.Result:
+        raise AssertionError
+
+    assert gate.settled([result(2.0)], {LAYER.key: 1.2}, measure) == [result(2.0)]
+    assert gate.settled([result(2.0)], {}, measure) == [result(2.0)]
+
+
+class Fake:
+    """An engine of which only the facts are asked."""
+
+    isa, fast_bf16 = "avx512", False
+
+
+@pytest.fixture
+def machine(monkeypatch: Any) -> dict[str, float]:
+    """Ratios that a measurement finds, by layer."""
+    found = {layer.key: 2.0 for layer in LAYERS}
+    monkeypatch.setattr(gate, "program", lambda: Fake)
+    monkeypatch.setattr(gate, "_measured", lambda _, la: result(found[la.key], layer=la))
+    return found
+
+
+def test_recorded_floors_are_a_generous_part_of_what_was_measured(
+    tmp_path: Path, machine: dict[str, float], capsys: Any
+):
+    path = tmp_path / "floors.json"
+    path.write_text(json.dumps({"avx2": {"another": 1.0}}))
+    assert gate.main(["--record", "--floors", str(path)]) == 0
+    floors = json.loads(path.read_text())
+    assert floors["avx2"] == {"another": 1.0}
+    assert floors["avx512"] == {la.key: 1.2 for la in LAYERS if la.dtype == FP32}
+    machine[LAYER.key] = 1.3
+    assert gate.main(["--floors", str(path)]) == 0
+    machine[LAYER.key] = 1.1
+    capsys.readouterr()
+    assert gate.main(["--floors", str(path)]) == 1
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:]].count("LOWER") == 1
+    assert len(table) == 1 + len(floors["avx512"])
+
+
+def test_products_that_a_machine_emulates_are_not_timed(
+    machine: dict[str, float], monkeypatch: Any
+):
+    assert all(la.dtype == FP32 for la in gate._here(Fake())[1])
+    monkeypatch.setattr(Fake, "fast_bf16", True)
+    assert gate._here(Fake())[1] == list(LAYERS)
+
+
+def test_without_the_engine_the_gate_says_so(monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr(gate, "program", lambda: "the native engine is not compiled")
+    assert gate.main([]) == 0
+    assert "skipped: the native engine is not compiled" in capsys.readouterr().out
+
+
+def test_committed_floors_are_of_layers_that_there_are():
+    keys = {la.key for la in LAYERS}
+    assert len(keys) == len(LAYERS)
+    for isa, floors in gate.read(gate.FLOORS).items():
+        assert floors.keys() <= keys, isa
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda la: la.key)
+def test_both_sides_do_the_same_work(layer: Layer):
+    make = layers.program()
+    if isinstance(make, str):
+        pytest.skip(make)
+    pair = Pair(make(), layer, threads=1)
+    assert pair.error() <= layers.WORST[layer.dtype]
+    assert pair.torchs().shape == pair.ours().shape
+
+
+def test_a_doubled_layer_counts_the_products_of_its_output():
+    plain, doubled = (Layer(16, 16, 8, form, BF16) for form in ("direct", "up_winograd"))
+    assert doubled.flops == 4 * plain.flops
