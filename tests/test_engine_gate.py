@@ -115,7 +115,10 @@ def test_without_the_engine_the_gate_says_so(monkeypatch: Any, capsys: Any):
 def test_committed_floors_are_of_layers_that_there_are():
     keys = {la.key for la in LAYERS}
     assert len(keys) == len(LAYERS)
-    for isa, floors in gate.read(gate.FLOORS).items():
+    committed = gate.read(gate.FLOORS)
+    assert committed
+    for isa, floors in committed.items():
+        assert floors, isa
         assert floors.keys() <= keys, isa
 
 

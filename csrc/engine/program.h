@@ -61,6 +61,13 @@ class Program {
     std::int64_t images, groups;
     int together, apart;  // threads on one group; groups at once
   };
+  // What lies around a buffer and belongs to nobody.
+  struct Surroundings {
+    char* front;
+    std::int64_t before, bytes;  // bytes of the buffer itself
+    char* back;
+    std::int64_t behind;
+  };
   struct Batch {
     const float* images;
     const std::int32_t* rows;
@@ -83,6 +90,7 @@ class Program {
   void after(std::size_t step, const Group& group) const;
   // Calls with where each buffer lies, its bands included, and its bytes.
   void for_all(const Group& group, void (*f)(const char*, std::int64_t)) const;
+  Surroundings surroundings(int id, const Group& group) const;
   std::int64_t band() const;
   void refuse_broken();
 

@@ -37,7 +37,8 @@ int worker_number() {
 // As many threads as images, or nearly a multiple: each takes groups of images through the whole
 // network, which spares the waiting between steps. Else all threads share the tasks of every step.
 Program::Cut Program::cut(std::int64_t n, int threads) const {
-  if (!guarded_ && n * work_ < kWorth) threads = 1;  // tests are small, and about threads too
+  const bool little = n < kWorth / std::max(work_, std::int64_t{1});
+  if (!guarded_ && little) threads = 1;  // tests are small, and about threads too
   if (threads > 1 && (n < threads || (n % threads != 0 && n < 4 * threads))) {
     const std::int64_t groups = divided_up(n, kTogether);
     return {divided_up(n, groups), groups, threads, 1};
@@ -104,22 +105,25 @@ Group Program::group(const Batch& batch, const Cut& cut, std::int64_t number, in
 
 void Program::apart(const Batch& batch, const Cut& cut) const {
   const std::int64_t room = scratch(cut.images);
+  // Allocated here: an exception must not leave the loop below.
+  std::vector<std::vector<char*>> places(static_cast<std::size_t>(cut.apart),
+                                         std::vector<char*>(buffers_.size()));
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(cut.apart) schedule(dynamic, 1) if (cut.apart > 1)
 #endif
   for (std::int64_t number = 0; number < cut.groups; ++number) {
-    std::vector<char*> at;
+    std::vector<char*>& at = places[static_cast<std::size_t>(worker_number())];
     const Group group = this->group(batch, cut, number, worker_number(), at);
     char* own = scratch_.as<char>() + room * worker_number();
     for (std::size_t k = 0; k < steps_.size(); ++k) {
       const Step& step = *steps_[k].step;
       const std::int64_t needed = step.scratch(cut.images), tasks = step.tasks(group);
       before(k, group);
-      if (guarded_) mark(own + room - kBand, kBand);
+      if (guarded_) mark(own + needed, room - needed);
       close(own + needed, room - needed);
       for (std::int64_t task = 0; task < tasks; ++task) step.run(group, task, own);
       open(own, room);
-      if (guarded_ && !marked(own + room - kBand, kBand)) broken_ = static_cast<int>(k);
+      if (guarded_ && !marked(own + needed, room - needed)) broken_ = static_cast<int>(k);
       after(k, group);
     }
   }
@@ -142,6 +146,7 @@ void Program::together(const Batch& batch, const Cut& cut) const {
 #pragma omp single
 #endif
         before(k, group);
+        mark(own + needed, room - needed);
       }
       close(own + needed, room - needed);
 #ifdef _OPENMP
@@ -150,6 +155,7 @@ void Program::together(const Batch& batch, const Cut& cut) const {
       for (std::int64_t task = 0; task < tasks; ++task) step.run(group, task, own);
       open(own, room);
       if (guarded_) {
+        if (!marked(own + needed, room - needed)) broken_ = static_cast<int>(k);
 #ifdef _OPENMP
 #pragma omp single
 #endif
@@ -207,11 +213,10 @@ std::int64_t Program::band() const { return guarded_ ? kBand : 0; }
 void Program::before(std::size_t step, const Group& group) const {
   if (!guarded_) return;
   if (const int id = steps_[step].written; id >= 0) {
-    const std::int64_t bytes = in_lines(buffers_[static_cast<std::size_t>(id)].bytes());
-    char* begin = group.at[id];
-    mark(begin - band() * group.images, band() * group.images);
-    std::memset(begin, 0xff, static_cast<std::size_t>(bytes * group.images));  // NaN in every dtype
-    mark(begin + bytes * group.images, band() * group.images);
+    const Surroundings around = surroundings(id, group);
+    mark(around.front, around.before);
+    std::memset(group.at[id], 0xff, static_cast<std::size_t>(around.bytes));  // NaN in every dtype
+    mark(around.back, around.behind);
   }
   for_all(group, close);
   for (std::size_t k = 0; k < buffers_.size(); ++k) {
@@ -227,12 +232,18 @@ void Program::after(std::size_t step, const Group& group) const {
   for_all(group, open);
   const int id = steps_[step].written;
   if (id < 0) return;
-  const std::int64_t bytes = in_lines(buffers_[static_cast<std::size_t>(id)].bytes());
-  const char* begin = group.at[id];
-  const std::int64_t width = band() * group.images;
-  if (!marked(begin - width, width) || !marked(begin + bytes * group.images, width)) {
+  const Surroundings around = surroundings(id, group);
+  if (!marked(around.front, around.before) || !marked(around.back, around.behind)) {
     broken_ = static_cast<int>(step);
   }
+}
+
+// From the last image's last value on, not from the next cache line.
+Program::Surroundings Program::surroundings(int id, const Group& group) const {
+  const std::int64_t own = buffers_[static_cast<std::size_t>(id)].bytes();
+  const std::int64_t width = band() * group.images, bytes = own * group.images;
+  return {group.at[id] - width, width, bytes, group.at[id] + bytes,
+          (in_lines(own) - own) * group.images + width};
 }
 
 void Program::for_all(const Group& group, void (*f)(const char*, std::int64_t)) const {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from kdgen.engine.refusal import Refused
 from kdgen.engine.tracing import trace
 from kdgen.kernels import native
 from kdgen.nets.unet import UNet
+
+log = logging.getLogger("kdgen")
 
 # A doubling and the 3×3 behind it are one step of the engine, cheaper than what the fold makes.
 FOLDS = tuple(name for name in fold.ALL if name != "up")
@@ -50,6 +53,13 @@ def taken(
         except Refused as refused:
             why = str(refused)
     wish.refuse(why)
+    if wish.accuracy is not None:
+        log.warning(
+            "engine: accuracy %r was asked for, but torch runs the network, in %s: %s.",
+            wish.accuracy,
+            str(dtype)[6:],
+            why,
+        )
     return Taken(None, why)
 
 
@@ -73,13 +83,18 @@ def network(folded: fold.Folded, accuracy: str) -> Network:
     assert isinstance(net, UNet)
 
     def attempt(plan: choice.Plan) -> tuple[Network, float]:
-        made = Network(net, compiled(plan), found.output.channels)
+        try:
+            made = Network(net, compiled(plan), found.output.channels)
+        except ValueError as error:  # beyond a limit of the engine: filters of many taps, say
+            raise Refused(str(error)) from error
         with torch.inference_mode():
             return made, sample.error(made(sample.x, sample.time, sample.label))
 
     plans = choice.plans(found, accuracy, fast_bf16=_fast_bf16())
     settled = choice.settled(plans, choice.BOUNDS[accuracy], attempt)
     settled.made.report = _report(accuracy, settled)
+    if not settled.error <= choice.BOUNDS[accuracy]:
+        log.warning("engine: %s", settled.made.report.heading())
     return settled.made
 
 

@@ -196,6 +196,23 @@ def test_a_network_that_folds_refuse_goes_to_torch(student: Denoiser):
         FastGenerator(student, engine="native")
 
 
+@with_engine
+def test_a_network_beyond_a_limit_of_the_engine_goes_to_torch():
+    small = {"width": 8, "mult": (1, 1), "attention": (), "resample": "block"}
+    net = nets.UNet(nets.UNetConfig(8, filter=(1,) * 18, **small)).eval()
+    model = Denoiser(net, Cosine(), "v")
+    assert "torch: resample: 18 taps; expected 1 … 16" in FastGenerator(model).explain()
+    with pytest.raises(MissingError, match="18 taps"):
+        FastGenerator(model, engine="native")
+
+
+def test_an_accuracy_that_torch_cannot_promise_is_a_warning(
+    student: Denoiser, without_native: None, caplog: pytest.LogCaptureFixture
+):
+    FastGenerator(student, accuracy="exact", dtype=torch.bfloat16)
+    assert "accuracy 'exact' was asked for, but torch runs the network, in bfloat16" in caplog.text
+
+
 def test_without_the_compiled_part_torch_steps_in(student: Denoiser, without_native: None):
     make = FastGenerator(student)
     assert not native_net(make)
