@@ -141,7 +141,7 @@ def _seconds(stage: Stage, tutor: Denoiser, nets: Nets, images: Images) -> float
         source = Blank(nets.student, "pairs")
         index = wanted.indices(0)[:TRIED_PAIRS]
         begun = time.perf_counter()
-        pairs.teach(tutor, wanted, index)
+        pairs.Tutor(tutor, wanted)(index)
         seconds += (time.perf_counter() - begun) * wanted.count / len(index)
     copies = {role: net.copy() for role, net in nets.items()}
     tried = probe(nets.student, replace(stage.training, steps=max(TRIED, stage.training.steps)))

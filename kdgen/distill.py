@@ -224,7 +224,7 @@ def _dry_run(stage: Stage, teacher: Denoiser, nets: Nets, images: Images | None)
     if wanted is not None:
         begun = time.perf_counter()
         index = wanted.indices(0)[: min(stage.training.batch, 16)]
-        pairs.teach(teacher, wanted, index)
+        pairs.Tutor(teacher, wanted)(index)
         rate = len(index) / (time.perf_counter() - begun)
         length = f"{wanted.count / rate / 60:,.1f} min"
         print(f"pairs: {wanted.count:,} at {rate:,.1f} a second: {length}")

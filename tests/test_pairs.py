@@ -13,8 +13,11 @@ from torch import nn
 
 from kdgen import checkpoint, nets, noise, pairs, samplers, solvers
 from kdgen.denoiser import Denoiser, Sampling
+from kdgen.engine import Network
+from kdgen.engine.asking import missing
 from kdgen.errors import BusyError, CheckpointError, DataError, NonFiniteError
 from kdgen.pairs import PairStore, Plan
+from kdgen.pairs.store import FILE, PLAN
 from kdgen.schedules import Cosine
 
 Lively = Callable[..., nn.Module]
@@ -90,7 +93,7 @@ def test_pairs_can_be_made_again_one_by_one(tmp_path: Path, teacher: Denoiser, w
     store = PairStore(tmp_path)
     for k in (0, 21, 49):
         _, x0, _ = store.take(torch.tensor([k]))
-        assert torch.equal(x0, pairs.teach(teacher, wanted, torch.tensor([k])))
+        assert torch.equal(x0, pairs.Tutor(teacher, wanted)(torch.tensor([k])))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 64])
@@ -121,7 +124,7 @@ def test_a_store_that_was_interrupted_becomes_the_same_store(
     begun.close()
     for leftover in (".tmp-shard-00001", ".tmp-gone-shard-00002"):  # as kill -9 leaves them
         (broken / leftover).mkdir()
-        (broken / leftover / pairs.FILE).write_bytes(b"half")
+        (broken / leftover / FILE).write_bytes(b"half")
     fill(broken, teacher, wanted)
     assert files(broken) == files(tmp_path / "whole")
 
@@ -132,8 +135,8 @@ def test_a_damaged_shard_is_made_again(
 ):
     fill(tmp_path, teacher, wanted)
     whole, shard = files(tmp_path), tmp_path / "shard-00001"
-    untouched = (tmp_path / "shard-00000" / pairs.FILE).stat().st_mtime_ns
-    data = shard / pairs.FILE
+    untouched = (tmp_path / "shard-00000" / FILE).stat().st_mtime_ns
+    data = shard / FILE
     if damage == "flip":
         content = bytearray(data.read_bytes())
         content[-5] ^= 1
@@ -148,7 +151,7 @@ def test_a_damaged_shard_is_made_again(
         PairStore(tmp_path)
     fill(tmp_path, teacher, wanted)
     assert files(tmp_path) == whole
-    assert (tmp_path / "shard-00000" / pairs.FILE).stat().st_mtime_ns == untouched
+    assert (tmp_path / "shard-00000" / FILE).stat().st_mtime_ns == untouched
 
 
 def test_a_missing_shard_is_named(tmp_path: Path, teacher: Denoiser, wanted: Plan):
@@ -211,7 +214,7 @@ def test_stored_images_are_rounded_by_no_more_than_they_say(
     fill(tmp_path, teacher, replace(wanted, dtype=dtype))
     index = noise.addresses(0, COUNT)
     _, x0, _ = PairStore(tmp_path).take(index)
-    error = (x0 - pairs.teach(teacher, wanted, index)).abs()
+    error = (x0 - pairs.Tutor(teacher, wanted)(index)).abs()
     assert x0.dtype == torch.float32
     assert x0.abs().max() <= 1
     assert error.max() <= bound
@@ -245,7 +248,7 @@ def test_the_teacher_is_left_in_its_mode(tmp_path: Path, teacher: Denoiser, want
 @pytest.mark.parametrize("content", [None, "{", '{"count": 1}', "[]"], ids=str)
 def test_what_is_not_a_store_is_refused(tmp_path: Path, content: str | None):
     if content is not None:
-        (tmp_path / pairs.PLAN).write_text(content)
+        (tmp_path / PLAN).write_text(content)
     with pytest.raises(DataError, match=r"expected a (plan|store of pairs)"):
         PairStore(tmp_path)
 
@@ -292,3 +295,23 @@ def test_a_batch_of_none_is_refused(tmp_path: Path, teacher: Denoiser, wanted: P
 
 def test_a_plan_survives_json(wanted: Plan):
     assert Plan(**json.loads(json.dumps(wanted.__dict__))) == wanted
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_the_engine_makes_them_where_it_can(teacher: Denoiser, wanted: Plan):
+    """Within 1e-5 of torch, which a network that cannot be compiled is left to."""
+    compiled, plain = pairs.Tutor(teacher, wanted), pairs.Tutor(teacher.double(), wanted)
+    assert isinstance(compiled.runs.net, Network)
+    assert plain.runs is teacher
+    teacher.float()
+    index = noise.addresses(0, 20)
+    z, label = wanted.z(index), wanted.label(index)
+    expected = samplers.sample(teacher, z, label).clamp(-1, 1)
+    found = compiled(index)
+    assert not torch.equal(found, expected)  # else torch made both
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_steps_at_unknown_times_are_left_to_torch(teacher: Denoiser):
+    heun = pairs.plan(teacher, COUNT, sampling=Sampling("heun", 3))
+    assert pairs.Tutor(teacher, heun).runs is teacher
