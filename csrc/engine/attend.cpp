@@ -45,6 +45,8 @@ class Attention final : public Step {
   }
 
  private:
+  static constexpr std::int64_t kUnit = Factor<T>::kUnit;
+
   std::int64_t parts(const Group& group) const {
     return smaller(divided_up(group.workers, group.images * p_.heads), divided_up(tokens_, kRows));
   }
@@ -58,9 +60,10 @@ class Attention final : public Step {
     for_panels(0, padded_, [&](std::int64_t first, std::int64_t width) {
       T* panel = keys + first * p_.width;
       for (std::int64_t t = 0; t < width; ++t) {
-        for (std::int64_t c = 0; c < p_.width; ++c) {
-          panel[place_in_panel<T>(c, t, width)] =
-              first + t < tokens_ ? k[(first + t) * stride + c] : T{};
+        const T* from = k + (first + t) * stride;
+        T* to = panel + t * kUnit;
+        for (std::int64_t c = 0; c < p_.width; c += kUnit, to += width * kUnit) {
+          for (std::int64_t u = 0; u < kUnit; ++u) to[u] = first + t < tokens_ ? from[c + u] : T{};
         }
       }
     });
@@ -69,11 +72,15 @@ class Attention final : public Step {
   // Panels (tokens, width), zero behind the last token.
   void pack_values(const T* v, std::int64_t stride, T* values) const {
     for_panels(0, p_.width, [&](std::int64_t first, std::int64_t width) {
-      T* panel = values + first * padded_;
-      for (std::int64_t t = 0; t < padded_; ++t) {
-        for (std::int64_t c = 0; c < width; ++c) {
-          panel[place_in_panel<T>(t, c, width)] = t < tokens_ ? v[t * stride + first + c] : T{};
+      T* to = values + first * padded_;
+      for (std::int64_t t = 0; t < padded_; t += kUnit) {
+        for (std::int64_t u = 0; u < kUnit; ++u) {
+          const T* from = v + (t + u) * stride + first;
+          for (std::int64_t c = 0; c < width; ++c) {
+            to[c * kUnit + u] = t + u < tokens_ ? from[c] : T{};
+          }
         }
+        to += width * kUnit;
       }
     });
   }

@@ -4,6 +4,7 @@
 #include "multiply.h"
 #include "steps.h"
 #include "tables.h"
+#include "walk.h"
 
 KDGEN_BEGIN
 namespace engine {
@@ -72,8 +73,9 @@ class Direct final : public Step {
       const T* weights =
           weights_.template as<T>() + (number * outputs() + channel) * taps_ * depth();
       gather(found, count, weights, width, sums);
-      for (std::int64_t r = 0; r < count; ++r) {
-        finish(group, phase_[number], first + r, channel, width, sums + r * width);
+      Walk at(rows_, columns_, first);
+      for (std::int64_t r = 0; r < count; ++r, at.next()) {
+        finish(group, phase_[number], at, channel, width, sums + r * width);
       }
     });
   }
@@ -127,11 +129,11 @@ class Direct final : public Step {
   void found_in(const Group& group, const Place& place, const Tap& tap, std::int64_t first,
                 std::int64_t count, const T** found) const {
     const Shape& shape = place.shape;
-    for (std::int64_t r = 0; r < count; ++r) {
-      const std::int64_t pixel = (first + r) % (rows_ * columns_);
-      const T* image = group.image<const T>(place, (first + r) / (rows_ * columns_));
-      const std::int64_t y = pixel / columns_ * p_.stride + tap.down;
-      const std::int64_t x = pixel % columns_ * p_.stride + tap.across;
+    Walk at(rows_, columns_, first);
+    for (std::int64_t r = 0; r < count; ++r, at.next()) {
+      const T* image = group.image<const T>(place, at.image);
+      const std::int64_t y = at.row * p_.stride + tap.down;
+      const std::int64_t x = at.column * p_.stride + tap.across;
       const bool inside = y >= 0 && y < shape.height && x >= 0 && x < shape.width;
       found[r] =
           inside ? image + (y * shape.width + x) * shape.channels : outside_.template as<T>();
@@ -169,14 +171,14 @@ class Direct final : public Step {
     }
   }
 
-  void finish(const Group& group, const Phase& phase, std::int64_t row, std::int64_t channel,
+  void finish(const Group& group, const Phase& phase, const Walk& place, std::int64_t channel,
               std::int64_t width, const float* sums) const {
-    const std::int64_t n = row / (rows_ * columns_), pixel = row % (rows_ * columns_);
-    const std::int64_t y = pixel / columns_ * step_ + phase.top;
-    const std::int64_t x = pixel % columns_ * step_ + phase.left;
+    const std::int64_t n = place.image;
+    const std::int64_t y = place.row * step_ + phase.top;
+    const std::int64_t x = place.column * step_ + phase.left;
     if (y >= p_.y.shape.height || x >= p_.y.shape.width) return;
     const std::int64_t at = (y * p_.y.shape.width + x) * outputs() + channel;
-    const float* bias = bias_.template as<float>() + group.row(n) % p_.rows * outputs() + channel;
+    const float* bias = bias_.template as<float>() + group.row(n, p_.rows) * outputs() + channel;
     const T* residual = p_.residual ? group.image<const T>(p_.residual, n) + at : nullptr;
     T* to = group.image<T>(p_.y, n) + at;
     for (std::int64_t c = 0; c < width; c += kWidth) {

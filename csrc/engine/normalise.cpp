@@ -88,72 +88,93 @@ class GroupNormalise final : public Step {
         offset_(copied(p.offset, p.rows * p.y.shape.channels)) {}
 
   std::int64_t tasks(const Group& group) const override { return group.images * parts(group); }
-  std::int64_t scratch(std::int64_t) const override { return 2 * 4 * channels(); }
+  std::int64_t scratch(std::int64_t) const override { return 4 * 4 * channels(); }
 
   void run(const Group& group, std::int64_t task, char* scratch) const override {
     const std::int64_t parts = this->parts(group), n = task / parts;
     const std::int64_t pixels = p_.x.shape.pixels(), each = divided_up(pixels, parts);
     const std::int64_t first = task % parts * each, last = smaller(first + each, pixels);
-    float* const factor = reinterpret_cast<float*>(scratch);
-    float* const term = factor + channels();
-    combine_moments(group, n, factor, term);
-    apply(group, n, p_.x, 0, factor, term, first, last);
-    if (p_.more) apply(group, n, p_.more, p_.x.shape.channels, factor, term, first, last);
+    const Room room(reinterpret_cast<float*>(scratch), channels());
+    combine_moments(group, n, room);
+    apply(group, n, p_.x, 0, room, first, last);
+    if (p_.more) apply(group, n, p_.more, p_.x.shape.channels, room, first, last);
   }
 
  private:
+  // One number a channel.
+  struct Room {
+    float *factor, *term, *mean, *square;
+    Room(float* at, std::int64_t channels)
+        : factor(at), term(at + channels), mean(term + channels), square(mean + channels) {}
+  };
+
   std::int64_t channels() const { return p_.y.shape.channels; }
   std::int64_t parts(const Group& group) const {
     return group.workers == 1 ? 1 : divided_up(p_.x.shape.pixels(), kPixels);
   }
 
   // y = x * factor + term, for every channel that means something; 0 for the others.
-  void combine_moments(const Group& group, std::int64_t n, float* factor, float* term) const {
-    const std::int64_t row = group.row(n) % p_.rows * channels();
+  void combine_moments(const Group& group, std::int64_t n, const Room& room) const {
+    const std::int64_t row = group.row(n, p_.rows) * channels();
     const float *gain = gain_.as<float>() + row, *offset = offset_.as<float>() + row;
-    for (std::int64_t c = 0; c < channels(); ++c) factor[c] = term[c] = 0;
+    moments(group, n, room);
+    for (std::int64_t c = 0; c < channels(); ++c) room.factor[c] = room.term[c] = 0;
     const std::int64_t size = (p_.own + p_.others) / p_.groups;
-    for (std::int64_t g = 0; g < p_.groups; ++g) {
-      double mean = 0, spread = 0;
-      for (std::int64_t c = g * size; c < (g + 1) * size; ++c) mean += moment(group, n, c)[0];
-      mean /= static_cast<double>(size);
-      const double pixels = static_cast<double>(p_.x.shape.pixels());
-      for (std::int64_t c = g * size; c < (g + 1) * size; ++c) {
-        const float* m = moment(group, n, c);
-        spread += m[width_of(c)] + pixels * squared(m[0] - mean);
-      }
-      const double variance = spread / (pixels * static_cast<double>(size));
-      const double rstd = 1 / __builtin_sqrt(variance + static_cast<double>(p_.eps));
-      for (std::int64_t c = g * size; c < (g + 1) * size; ++c) {
-        const std::int64_t at = place_of(c);
-        factor[at] = static_cast<float>(gain[at] * rstd);
-        term[at] = static_cast<float>(offset[at] - mean * gain[at] * rstd);
-      }
+    for (std::int64_t first = 0; first < p_.own + p_.others; first += size) {
+      of_group(room, first, first + size);
+    }
+    for (std::int64_t c = 0; c < channels(); c += kWidth) {
+      const Vec factor = load(gain + c) * load(room.factor + c);
+      store(room.term + c, load(offset + c) - load(room.term + c) * factor);
+      store(room.factor + c, factor);
     }
   }
 
-  // Of a channel that means something: its mean, and further on its squared deviations.
-  const float* moment(const Group& group, std::int64_t n, std::int64_t c) const {
-    return c < p_.own ? group.image<const float>(p_.x_moments, n) + c
-                      : group.image<const float>(p_.more_moments, n) + c - p_.own;
+  // The group's 1/deviation to `factor`, its mean to `term`.
+  void of_group(const Room& room, std::int64_t first, std::int64_t last) const {
+    const double pixels = static_cast<double>(p_.x.shape.pixels());
+    const double each = 1 / static_cast<double>(last - first);
+    double mean = 0, spread = 0;
+    for (std::int64_t c = first; c < last; ++c) mean += room.mean[c];
+    mean *= each;
+    for (std::int64_t c = first; c < last; ++c) {
+      spread += room.square[c] + pixels * squared(room.mean[c] - mean);
+    }
+    const double variance = spread * each / pixels;
+    const double rstd = 1 / __builtin_sqrt(variance + static_cast<double>(p_.eps));
+    for (std::int64_t c = first; c < last; ++c) {
+      const std::int64_t at = c < p_.own ? c : p_.x.shape.channels + c - p_.own;
+      room.factor[at] = static_cast<float>(rstd);
+      room.term[at] = static_cast<float>(mean);
+    }
   }
-  std::int64_t width_of(std::int64_t c) const {
-    return c < p_.own ? p_.x.shape.channels : p_.more.shape.channels;
+
+  // Of the channels that mean something, side by side: means, and squared deviations.
+  void moments(const Group& group, std::int64_t n, const Room& room) const {
+    take(group.image<const float>(p_.x_moments, n), p_.x.shape.channels, p_.own, room, 0);
+    if (!p_.more) return;
+    take(group.image<const float>(p_.more_moments, n), p_.more.shape.channels, p_.others, room,
+         p_.own);
   }
-  std::int64_t place_of(std::int64_t c) const {
-    return c < p_.own ? c : p_.x.shape.channels + c - p_.own;
+
+  static void take(const float* from, std::int64_t apart, std::int64_t count, const Room& room,
+                   std::int64_t at) {
+    for (std::int64_t c = 0; c < count; ++c) {
+      room.mean[at + c] = from[c];
+      room.square[at + c] = from[apart + c];
+    }
   }
 
   void apply(const Group& group, std::int64_t n, const Place& place, std::int64_t at,
-             const float* factor, const float* term, std::int64_t first, std::int64_t last) const {
+             const Room& room, std::int64_t first, std::int64_t last) const {
     const std::int64_t count = place.shape.channels;
     for (std::int64_t i = first; i < last; ++i) {
       const T* x = group.image<const T>(place, n) + i * count;
       T* y = group.image<T>(p_.y, n) + i * channels() + at;
       if (p_.act) {
-        line(x, factor + at, term + at, y, count, [](Vec v) { return silu(v); });
+        line(x, room.factor + at, room.term + at, y, count, [](Vec v) { return silu(v); });
       } else {
-        line(x, factor + at, term + at, y, count, [](Vec v) { return v; });
+        line(x, room.factor + at, room.term + at, y, count, [](Vec v) { return v; });
       }
     }
   }

@@ -17,7 +17,7 @@ class Sum final : public Step {
   std::int64_t scratch(std::int64_t) const override { return 0; }
 
   void run(const Group& group, std::int64_t task, char*) const override {
-    const std::int64_t n = task / p_.y.shape.height, row = group.row(n) % p_.rows;
+    const std::int64_t n = task / p_.y.shape.height, row = group.row(n, p_.rows);
     const std::int64_t count = p_.y.shape.width * p_.y.shape.channels;
     const std::int64_t at = task % p_.y.shape.height * count;
     const Vec a = all(a_.as<float>()[row]), b = all(b_.as<float>()[row]);

@@ -42,7 +42,10 @@ struct Group {
   KDGEN_MEMBER T* image(const Place& place, std::int64_t n) const {
     return reinterpret_cast<T*>(at[place.id]) + n * place.shape.values();
   }
-  KDGEN_MEMBER std::int64_t row(std::int64_t n) const { return rows ? rows[n] : 0; }
+  // Of a table of `count` rows.
+  KDGEN_MEMBER std::int64_t row(std::int64_t n, std::int64_t count) const {
+    return rows && count > 1 ? rows[n] % count : 0;
+  }
 };
 
 // Tasks of one step are independent of each other. What they compute for an image depends neither

@@ -161,7 +161,7 @@ class Winograd final : public Step {
     const std::int64_t n = tile / (down_ * across_);
     const std::int64_t at = (top * p_.y.shape.width + left) * outputs() + channel;
     const Act* residual = p_.residual ? group.image<const Act>(p_.residual, n) + at : nullptr;
-    const float* bias = bias_.template as<float>() + group.row(n) % p_.rows * outputs() + channel;
+    const float* bias = bias_.template as<float>() + group.row(n, p_.rows) * outputs() + channel;
     Act* y = group.image<Act>(p_.y, n) + at;
     if (high == F::kOutputs && wide == F::kOutputs) {
       finish<true>(made, apart, bias, residual, y, width, high, wide);
