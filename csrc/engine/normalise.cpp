@@ -85,7 +85,10 @@ class GroupNormalise final : public Step {
   explicit GroupNormalise(const Normalise& p)
       : p_(p),
         gain_(copied(p.gain, p.rows * p.y.shape.channels)),
-        offset_(copied(p.offset, p.rows * p.y.shape.channels)) {}
+        offset_(copied(p.offset, p.rows * p.y.shape.channels)) {
+    quieten(gain_);
+    quieten(offset_);
+  }
 
   std::int64_t tasks(const Group& group) const override { return group.images * parts(group); }
   std::int64_t scratch(std::int64_t) const override { return 4 * 4 * channels(); }
@@ -111,6 +114,16 @@ class GroupNormalise final : public Step {
   std::int64_t channels() const { return p_.y.shape.channels; }
   std::int64_t parts(const Group& group) const {
     return group.workers == 1 ? 1 : divided_up(p_.x.shape.pixels(), kPixels);
+  }
+
+  // 0 for the channels that mean nothing: so is what comes of them.
+  void quieten(const Pages& table) const {
+    const std::int64_t second = p_.x.shape.channels;
+    for (std::int64_t row = 0; row < p_.rows; ++row) {
+      float* values = table.as<float>() + row * channels();
+      for (std::int64_t c = p_.own; c < second; ++c) values[c] = 0;
+      for (std::int64_t c = second + p_.others; c < channels(); ++c) values[c] = 0;
+    }
   }
 
   // y = x * factor + term, for every channel that means something; 0 for the others.

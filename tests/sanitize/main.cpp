@@ -7,12 +7,15 @@
 
 #include "../../csrc/isa.h"
 #include "array.h"
+#include "bf16_traps.h"
 
 int main(int count, char** arguments) {
   const long rounds = count > 1 ? std::strtol(arguments[1], nullptr, 10) : 40;
   const long seed = count > 2 ? std::strtol(arguments[2], nullptr, 10) : 0;
+  if (!sanitize::provide_bf16()) std::printf("no AVX-512 here\n");
   for (const std::string& isa : kdgen::supported_isas()) {
     kdgen::select_isa(isa);
+    const long before = sanitize::done_by_hand();
     for (long round = 0; round < rounds; ++round) {
       // The same work on every instruction set.
       sanitize::Random random(static_cast<std::uint64_t>(seed + round));
@@ -26,7 +29,9 @@ int main(int count, char** arguments) {
         return 1;
       }
     }
-    std::printf("%s: %ld rounds\n", isa.c_str(), rounds);
+    std::printf("%s: %ld rounds", isa.c_str(), rounds);
+    const long by_hand = sanitize::done_by_hand() - before;
+    std::printf(by_hand ? ", %ld instructions done by hand\n" : "\n", by_hand);
   }
   return 0;
 }
