@@ -40,7 +40,7 @@ from kdgen.denoiser import Denoiser
 from kdgen.errors import DataError, UsageError
 from kdgen.fast import generator
 from kdgen.recipes import Stage
-from kdgen.tournament import Judge, Record, play, shorter
+from kdgen.tournament import Course, Judge, Record, play, shorter
 
 SHOWN = 32  # images in the report's grids
 
@@ -126,22 +126,29 @@ def _played(
         name: budget.evaluations(stages, budget.prices(stages, teacher))
         for name, stages in plans.items()
     }
-    jobs = {
-        (judge.seed, name): partial(
-            play,
-            name,
-            budget.seeded(plans[name], judge.seed),
-            teacher,
-            args.out / f"seed-{judge.seed}" / name,
-            judge,
-        )
-        for judge in judges
-        for name in plans
-    }
-    order = sorted(jobs, key=lambda job: dear[job[1]], reverse=True)
+    jobs = [(judge, row) for judge in judges for row in _courses(args, plans, judge.seed)]
+    jobs.sort(key=lambda job: sum(dear[course.name] for course in job[1]), reverse=True)
     workers = args.workers or sidebyside.usual(cli.device(args.device))
-    found = dict(zip(order, sidebyside.run([jobs[job] for job in order], workers), strict=True))
-    return [found[job] for job in jobs]
+    rows = sidebyside.run([partial(_row, row, teacher, judge) for judge, row in jobs], workers)
+    found = {(r.seed, r.method): r for records in rows for r in records}
+    return [found[judge.seed, name] for judge in judges for name in plans]
+
+
+def _courses(args: Args, plans: dict[str, tuple[Stage, ...]], seed: int) -> list[list[Course]]:
+    """Of a seed; in a row those that begin with the stages of the first, which are done once."""
+    root = args.out / f"seed-{seed}"
+    courses = [Course(n, budget.seeded(stages, seed), root / n) for n, stages in plans.items()]
+    firsts = [c for c in courses if not any(other.leads_to(c) for other in courses)]
+    rows = {first.name: [first] for first in firsts}
+    for course in courses:
+        first = next((f for f in firsts if f.leads_to(course)), None)
+        if first is not None:
+            rows[first.name].append(replace(course, begun=first))
+    return list(rows.values())
+
+
+def _row(courses: Sequence[Course], teacher: Denoiser, judge: Judge) -> list[Record]:
+    return [play(course, teacher, judge) for course in courses]
 
 
 def _names(args: Args) -> list[str]:

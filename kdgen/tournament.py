@@ -17,10 +17,11 @@ from kdgen.evaluate import draw
 from kdgen.loop import Step
 from kdgen.recipes import Stage
 
-CURVE = 4  # measurements while the last stage trains
+MEASURED = 4  # times while the last stage trains
 PATHS, PATH_STEPS = 128, 32  # images and Euler steps that straightness is measured on
 SECOND = 0.821 / 80  # Geng et al. 2024's second time, for students that know only the first
 STEPS = (16, 8, 4, 2, 1)  # of a chain that can be cut short
+CURVE = "curve.json"  # in a run directory
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,43 @@ class Judge:
         return float(metrics.straightness(model, z.to(where), PATH_STEPS, label).mean())
 
 
-def play(
-    name: str,
-    stages: Sequence[Stage],
-    teacher: Denoiser,
-    out: Path,
-    judge: Judge,
-) -> Record:
-    """Train and measure, in the run directory `out`; the same call again resumes, and a finished
-    one is only read."""
+@dataclass(frozen=True)
+class Course:
+    """A recipe's stages, trained in the run directory `out`. The first ones may be those of another
+    recipe, `begun`, which is trained before this one: they are done once."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    out: Path
+    begun: Course | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of stages."""
+        return len(self.stages)
+
+    def leads_to(self, other: Course) -> bool:
+        """Whether the other one begins with all its stages, and goes on."""
+        return self.length < other.length and other.stages[: self.length] == self.stages
+
+    def place(self, k: int) -> Place:
+        """Of stage k, from 1."""
+        if self.begun and k <= self.begun.length:
+            return self.begun.place(k)
+        return Place(self.name, distill.folder(self.out, self.stages, k))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage is trained, and for which recipe."""
+
+    name: str
+    folder: Path
+
+
+def play(course: Course, teacher: Denoiser, judge: Judge) -> Record:
+    """Train and measure; the same call again resumes, and a finished one is only read."""
+    name, stages, out = course.name, course.stages, course.out
     kept, about = out / "measured.json", judge.about(teacher)
     settings = checkpoint.plain({"": budget.settings(stages)})[""]
     if kept.exists():
@@ -142,27 +171,21 @@ def play(
         _require_same(kept, {**record.about, "": record.settings}, {**about, "": settings})
         return record
     prices = budget.prices(stages, teacher)
-    diary = _Diary(out / "curve.json")
+    out.mkdir(parents=True, exist_ok=True)  # the first stages may be elsewhere
+    diary = _Diary(out / CURVE, None if course.begun is None else course.begun.out / CURVE)
     models = [teacher]
     for k, stage in enumerate(stages, 1):
         spent = budget.evaluations(stages[: k - 1], prices[: k - 1]) if k > 1 else 0
         budget.restart(judge.seed)
-        nets = budget.cast(stage, models)
-        updates = budget.updates(stage)
-        running = distill.steps(
-            stage,
-            distill.tutor(stage, models),
-            nets,
-            judge.images,
-            distill.folder(out, stages, k),
-            name,
-        )
+        nets, tutor = budget.cast(stage, models), distill.tutor(stage, models)
+        updates, place = budget.updates(stage), course.place(k)
+        running = distill.steps(stage, tutor, nets, judge.images, place.folder, place.name)
         for step in diary.timed(k, running):
             if k == len(stages) and _due(step, updates):
                 cost = spent + budget.spent(stage, prices[k - 1], step.number)
                 diary.note(step, round(cost), judge.distance(step.ema))
         models.append(step.ema.copy().eval())
-    passed = list(_kept(stages, models, out, judge))
+    passed = list(_kept(course, models, judge))
     record = Record(
         method=name,
         seed=judge.seed,
@@ -190,16 +213,19 @@ def _require_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _due(step: Step, updates: int) -> bool:
-    return step.number == updates or step.every(max(1, updates // CURVE)) or step.ends_round
+    return step.number == updates or step.every(max(1, updates // MEASURED)) or step.ends_round
 
 
 class _Diary:
-    """Seconds and curve of a run, on disk after every point, so that a resumed run goes on."""
+    """Seconds and curve of a run, on disk after every point, so that a resumed run goes on; the
+    first stages' seconds are those of the run that did them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, begun: Path | None = None) -> None:
         self._path = path
         self.points: list[tuple[int, int, float]] = []  # (step, evaluations, distance)
-        self._spent: dict[str, float] = {}  # seconds by stage
+        self._spent: dict[str, float] = {}  # by stage
+        if begun is not None:
+            self._spent = json.loads(begun.read_bytes())["seconds"]
         if path.exists():
             facts = json.loads(path.read_bytes())
             self.points = [tuple(p) for p in facts["points"]]
@@ -235,18 +261,16 @@ class _Diary:
         durable.replace_file(self._path, json.dumps(body).encode())
 
 
-def _kept(
-    stages: Sequence[Stage], models: Sequence[Denoiser], out: Path, judge: Judge
-) -> Iterator[Kept]:
+def _kept(course: Course, models: Sequence[Denoiser], judge: Judge) -> Iterator[Kept]:
     """What a finished run has kept on its way, each measured as it is sampled; models[k] is the
     student of stage k."""
-    for k, stage in enumerate(stages, 1):
+    for k, stage in enumerate(course.stages, 1):
         device = next(models[k].parameters()).device
-        rounds = sorted((distill.folder(out, stages, k) / distill.ROUNDS).glob("*"))
+        rounds = sorted((course.place(k).folder / distill.ROUNDS).glob("*"))
         found: list[tuple[int | None, Denoiser]] = [
             (r, checkpoint.load(path).to(device)) for r, path in enumerate(rounds[:-1], 1)
         ]
-        if k < len(stages):
+        if k < course.length:
             found.append((None, models[k]))
         for r, model in found:
             nfe = samplers.evaluations(model.schedule, model.sampling)

@@ -16,7 +16,13 @@ from kdgen.schedules import EDM, Cosine
 from kdgen.tournament import Kept, Record
 
 Refused = Callable[..., str]
-METHODS = ("digits-denoising-student", "digits-progressive", "digits-reflow")
+METHODS = (
+    "digits-denoising-student",
+    "digits-progressive",
+    "digits-reflow",
+    "digits-catch-up-one-step",
+    "digits-catch-up",
+)
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         recipe = recipes.student(name)
         changed = replace(recipe, stages=tuple(map(short, recipe.stages)))
         monkeypatch.setitem(recipes.STUDENTS, name, lambda changed=changed: changed)
-    monkeypatch.setattr(tournament, "CURVE", 1)
+    monkeypatch.setattr(tournament, "MEASURED", 1)
     monkeypatch.setattr(contest, "TIMED", 32)
     monkeypatch.setattr(tournament, "STEPS", (2, 1))
 
@@ -62,6 +68,11 @@ def test_a_comparison_is_measured_once_and_written_in_every_form(
     ]
     reflow = found["records"][2]
     assert [(k["stage"], k["round"], k["nfe"]) for k in reflow["kept"]] == [(1, None, 20)]
+    bent, caught = found["records"][3:]
+    assert bent["kept"][0]["distance"] == caught["quality"][str(caught["nfe"])]  # one training
+    assert not (tmp_path / "seed-0" / bent["method"] / "stages" / "1-catch_up").exists()
+    assert bent["seconds"] > caught["seconds"] > 0
+    assert bent["evaluations"] > caught["evaluations"]
     assert found["teacher"]["full"]["floor"] > 0
     page = (tmp_path / "compare.html").read_text()
     assert page.count("data:image/png;base64,") == 4
@@ -86,6 +97,23 @@ def test_a_comparison_is_measured_once_and_written_in_every_form(
             compare.main([*options, *other])
         assert stop.value.code == 2
         assert "measured with another" in capsys.readouterr().err
+
+
+def test_a_recipe_follows_the_shortest_that_begins_it(tmp_path: Path) -> None:
+    """Every recipe once, and none before what it goes on from."""
+    a, b, c, d = (replace(recipes.student(n).stages[0], pairs=k) for k, n in enumerate(METHODS[:4]))
+    plans = {"abc": (a, b, c), "ab": (a, b), "d": (d,), "a": (a,), "b": (b,), "abd": (a, b, d)}
+    rows = compare._courses(compare.Args(out=tmp_path), plans, 0)
+    found = [[(c.name, c.begun and c.begun.name) for c in row] for row in rows]
+    assert found == [
+        [("d", None)],
+        [("a", None), ("abc", "a"), ("ab", "a"), ("abd", "a")],
+        [("b", None)],
+    ]
+    whole = rows[1][1]
+    assert whole.place(1) == rows[1][0].place(1)
+    assert whole.place(2).folder.is_relative_to(tmp_path / "seed-0" / "abc")
+    assert whole.place(3).folder == tmp_path / "seed-0" / "abc"
 
 
 def test_a_kept_model_is_hidden_where_another_takes_as_many_evaluations(tmp_path: Path) -> None:
