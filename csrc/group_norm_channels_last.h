@@ -1,6 +1,7 @@
 // Group norm with channels innermost: one task is a block of rows of one image.
 #pragma once
 
+#include "columns.h"
 #include "group_norm_parts.h"
 
 KDGEN_BEGIN
@@ -27,29 +28,33 @@ void in_two_passes(const GroupNorm& p, const Before& before, const First& first,
   parallel_for(p.n * blocks, threads, [&](std::int64_t t) { second(t / blocks, t % blocks); });
 }
 
-template <class T>
-void sum_rows(const T* __restrict x, std::int64_t rows, std::int64_t width,
-              const float* __restrict origin, const float* __restrict add,
-              float* __restrict total) {
-  for (std::int64_t c = 0; c < width; ++c) total[c] = 0;
-  for (std::int64_t r = 0; r < rows; ++r, x += width) {
-#pragma omp simd
-    for (std::int64_t c = 0; c < width; ++c) total[c] += (load(x[c]) + add[c]) - origin[c];
-  }
+// Σ (x + add) - origin of each channel, the origin its first value.
+inline void sum_rows(const float* x, std::int64_t rows, std::int64_t width, const float* add,
+                     float* origin, float* total) {
+  each_columns(width, [&](std::int64_t c, auto columns) {
+    constexpr int W = columns;
+    const Values<W> plus = load_columns<W>(add + c), first = load_columns<W>(x + c) + plus;
+    Values<W> sum = {};
+    for (std::int64_t r = 0; r < rows; ++r) {
+      sum += (load_columns<W>(x + r * width + c) + plus) - first;
+    }
+    store_columns<W>(origin + c, first);
+    store_columns<W>(total + c, sum);
+  });
 }
 
-template <class T>
-void square_rows(const T* __restrict x, std::int64_t rows, std::int64_t width,
-                 const float* __restrict mean, const float* __restrict add,
-                 float* __restrict total) {
-  for (std::int64_t c = 0; c < width; ++c) total[c] = 0;
-  for (std::int64_t r = 0; r < rows; ++r, x += width) {
-#pragma omp simd
-    for (std::int64_t c = 0; c < width; ++c) {
-      const float d = (load(x[c]) + add[c]) - mean[c];
-      total[c] += d * d;
+inline void square_rows(const float* x, std::int64_t rows, std::int64_t width, const float* mean,
+                        const float* add, float* total) {
+  each_columns(width, [&](std::int64_t c, auto columns) {
+    constexpr int W = columns;
+    const Values<W> centre = load_columns<W>(mean + c), plus = load_columns<W>(add + c);
+    Values<W> sum = {};
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const Values<W> d = (load_columns<W>(x + r * width + c) + plus) - centre;
+      sum += d * d;
     }
-  }
+    store_columns<W>(total + c, sum);
+  });
 }
 
 // A strip's rows of one image, from row `from` on.
@@ -67,12 +72,11 @@ void measure_block(const GroupNormForward& p, const ForwardScratch& s, const Blo
   const std::int64_t from = b * blocks.rows, rows = smaller(blocks.rows, p.size - from);
   float *origin = s.origin + task * p.channels, *total = s.total + task * p.channels;
   double *mean = s.mean + task * p.groups, *spread = s.spread + task * p.groups;
-  const float* add = s.add_of + image * p.channels;
+  const float* add = s.of.add + image * s.of.step;
   each_strip(p, [&](const Strip& strip) {
-    const T* x = rows_of<T>(p, strip, image, from);
-    float* first = origin + strip.from;
-    for (std::int64_t c = 0; c < strip.width; ++c) first[c] = load(x[c]) + add[strip.from + c];
-    sum_rows(x, rows, strip.width, first, add + strip.from, total + strip.from);
+    const Floats<T> floats(rows, strip.width);
+    sum_rows(floats.read(rows_of<T>(p, strip, image, from), strip.width), rows, strip.width,
+             add + strip.from, origin + strip.from, total + strip.from);
   });
   const double each = 1.0 / static_cast<double>(rows), share = 1.0 / static_cast<double>(width);
   for (std::int64_t g = 0; g < p.groups; ++g) {
@@ -86,8 +90,9 @@ void measure_block(const GroupNormForward& p, const ForwardScratch& s, const Blo
     }
   }
   each_strip(p, [&](const Strip& strip) {
-    square_rows(rows_of<T>(p, strip, image, from), rows, strip.width, origin + strip.from,
-                add + strip.from, total + strip.from);
+    const Floats<T> floats(rows, strip.width);
+    square_rows(floats.read(rows_of<T>(p, strip, image, from), strip.width), rows, strip.width,
+                origin + strip.from, add + strip.from, total + strip.from);
   });
   for (std::int64_t g = 0; g < p.groups; ++g) {
     const double rest = mean[g] - static_cast<float>(mean[g]);
@@ -97,165 +102,230 @@ void measure_block(const GroupNormForward& p, const ForwardScratch& s, const Blo
   }
 }
 
-// Joins the blocks' statistics (Chan, Golub and LeVeque 1983) and lays out the image's constants.
+// Joins the blocks' statistics (Chan, Golub and LeVeque 1983) into the first block's: mean and
+// Σ (h - mean)² of every group over the image.
 inline void join_blocks(const GroupNormForward& p, const ForwardScratch& s, const Blocks& blocks,
                         std::int64_t image) {
-  const std::int64_t width = p.channels / p.groups;
-  for (std::int64_t g = 0; g < p.groups; ++g) {
-    double mean = 0, spread = 0, seen = 0;
-    for (std::int64_t b = 0; b < blocks.count; ++b) {
-      const std::int64_t at = (image * blocks.count + b) * p.groups + g;
-      const double more =
-          static_cast<double>(width * smaller(blocks.rows, p.size - b * blocks.rows));
-      const double gap = s.mean[at] - mean;
-      mean += gap * (more / (seen + more));
-      spread += s.spread[at] + gap * gap * (seen * more / (seen + more));
-      seen += more;
+  const std::int64_t width = p.channels / p.groups, first = image * blocks.count * p.groups;
+  double *mean = s.mean + first, *spread = s.spread + first;
+  double seen = static_cast<double>(width * smaller(blocks.rows, p.size));
+  for (std::int64_t b = 1; b < blocks.count; ++b) {
+    const double more = static_cast<double>(width * smaller(blocks.rows, p.size - b * blocks.rows));
+    const double part = more / (seen + more), both = seen * part;
+    for (std::int64_t g = 0; g < p.groups; ++g) {
+      const double gap = mean[b * p.groups + g] - mean[g];
+      mean[g] += gap * part;
+      spread[g] += spread[b * p.groups + g] + gap * gap * both;
     }
-    const double variance = spread / seen;
-    const Moments m = moments(mean, variance < 0 ? 0 : variance, p.eps);
-    p.mean[image * p.groups + g] = m.mean;
-    p.rstd[image * p.groups + g] = m.rstd;
+    seen += more;
+  }
+}
+
+// Rounds an image's statistics and lays out what follows from them, channel by channel.
+inline void settle(const GroupNormForward& p, const ForwardScratch& s, const Blocks& blocks,
+                   std::int64_t image) {
+  join_blocks(p, s, blocks, image);
+  const std::int64_t width = p.channels / p.groups, first = image * blocks.count * p.groups;
+  const double *mean = s.mean + first, *spread = s.spread + first;
+  const double share = 1.0 / static_cast<double>(width * p.size);
+  float *means = p.mean + image * p.groups, *rstds = p.rstd + image * p.groups;
+#pragma omp simd
+  for (std::int64_t g = 0; g < p.groups; ++g) {
+    const double variance = spread[g] * share;
+    const Moments m = moments(mean[g], variance < 0 ? 0 : variance, p.eps);
+    means[g] = m.mean;
+    rstds[g] = m.rstd;
+  }
+  const float* gain = s.of.gain + image * s.of.step;
+  float *mean_of = s.mean_of + image * p.channels, *gain_of = s.gain_of + image * p.channels;
+  for (std::int64_t g = 0; g < p.groups; ++g) {
     for (std::int64_t c = g * width; c < (g + 1) * width; ++c) {
-      const Gain k = gain_of(p, image, c);
-      const std::int64_t at = image * p.channels + c;
-      s.mean_of[at] = m.mean;
-      s.gain_of[at] = k.gain * m.rstd;
-      s.offset_of[at] = k.offset;
+      mean_of[c] = means[g];
+      gain_of[c] = gain[c] * rstds[g];
     }
   }
 }
 
 // Rows of y are `stride` long.
-template <bool Act, class T>
-void apply_rows(const T* __restrict x, T* __restrict y, std::int64_t rows, std::int64_t width,
-                std::int64_t stride, const float* __restrict mean, const float* __restrict add,
-                const float* __restrict gain, const float* __restrict offset) {
-  for (std::int64_t r = 0; r < rows; ++r, x += width, y += stride) {
-#pragma omp simd
-    for (std::int64_t c = 0; c < width; ++c) {
-      const float z = fused((load(x[c]) + add[c]) - mean[c], gain[c], offset[c]);
-      store(y + c, Act ? silu(z) : z);
+template <bool Act>
+void apply_rows(const float* x, float* y, std::int64_t rows, std::int64_t width,
+                std::int64_t stride, const float* mean, const float* add, const float* gain,
+                const float* offset) {
+  each_columns(width, [&](std::int64_t c, auto columns) {
+    constexpr int W = columns;
+    const Values<W> centre = load_columns<W>(mean + c), plus = load_columns<W>(add + c);
+    const Values<W> by = load_columns<W>(gain + c), beside = load_columns<W>(offset + c);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const Values<W> h = (load_columns<W>(x + r * width + c) + plus) - centre;
+      const Values<W> z = fused_lanes<W>(h, by, beside);
+      store_columns<W>(y + r * stride + c,
+                       Act ? each_lane<W>(z, [](float v) { return silu(v); }) : z);
     }
-  }
+  });
 }
 
 template <bool Act, class T>
 void forward_channels_last(const GroupNormForward& p, const ForwardScratch& s) {
   const Blocks blocks(p);
+  if (alike(p)) lay_out(p, s.of, 0);
   in_two_passes(
       p,
       [&](std::int64_t image) {
-        for (std::int64_t c = 0; c < p.channels; ++c) {
-          s.add_of[image * p.channels + c] = gain_of(p, image, c).add;
-        }
+        if (!alike(p)) lay_out(p, s.of, image);
       },
       [&](std::int64_t image, std::int64_t b) { measure_block<T>(p, s, blocks, image, b); },
-      [&](std::int64_t image) { join_blocks(p, s, blocks, image); },
+      [&](std::int64_t image) { settle(p, s, blocks, image); },
       [&](std::int64_t image, std::int64_t b) {
         const std::int64_t from = b * blocks.rows, rows = smaller(blocks.rows, p.size - from);
-        T* y = static_cast<T*>(p.y) + (image * p.size + from) * p.channels;
         each_strip(p, [&](const Strip& strip) {
+          T* y = static_cast<T*>(p.y) + (image * p.size + from) * p.channels + strip.from;
           const std::int64_t c = image * p.channels + strip.from;
-          apply_rows<Act>(rows_of<T>(p, strip, image, from), y + strip.from, rows, strip.width,
-                          p.channels, s.mean_of + c, s.add_of + c, s.gain_of + c, s.offset_of + c);
+          const std::int64_t k = image * s.of.step + strip.from;
+          const Floats<T> floats(rows, strip.width);
+          apply_rows<Act>(floats.read(rows_of<T>(p, strip, image, from), strip.width),
+                          floats.place(y), rows, strip.width, floats.stride(p.channels),
+                          s.mean_of + c, s.of.add + k, s.gain_of + c, s.of.offset + k);
+          floats.write(y, p.channels);
         });
       });
 }
 
 // ---- backward -----------------------------------------------------------------------------------
 
-inline void lay_out(const GroupNormBackward& p, const BackwardScratch& s, std::int64_t image) {
+inline void spread_statistics(const GroupNormBackward& p, const BackwardScratch& s,
+                              std::int64_t image) {
   const std::int64_t width = p.channels / p.groups;
-  for (std::int64_t c = 0; c < p.channels; ++c) {
-    const std::int64_t at = image * p.channels + c, g = image * p.groups + c / width;
-    const Gain k = gain_of(p, image, c);
-    s.mean_of[at] = p.mean[g];
-    s.rstd_of[at] = p.rstd[g];
-    s.add_of[at] = k.add;
-    s.gain_of[at] = k.gain;
-    s.offset_of[at] = k.offset;
+  float *mean_of = s.mean_of + image * p.channels, *rstd_of = s.rstd_of + image * p.channels;
+  for (std::int64_t g = 0; g < p.groups; ++g) {
+    for (std::int64_t c = g * width; c < (g + 1) * width; ++c) {
+      mean_of[c] = p.mean[image * p.groups + g];
+      rstd_of[c] = p.rstd[image * p.groups + g];
+    }
   }
 }
 
-// Rows of dy are all channels long; dz is laid out like x. `part` is where the block's sums go.
-template <bool Act, class T>
-void slope_rows(const T* __restrict x, const T* __restrict dy, float* __restrict dz,
-                std::int64_t rows, const GroupNormBackward& p, const BackwardScratch& s,
-                const Strip& strip, std::int64_t image, std::int64_t part) {
-  const std::int64_t width = strip.width, at = image * p.channels + strip.from;
-  const float* __restrict mean = s.mean_of + at, * __restrict add = s.add_of + at;
-  const float* __restrict rstd = s.rstd_of + at, * __restrict gain = s.gain_of + at;
-  const float* __restrict offset = s.offset_of + at;
-  float* __restrict s1 = s.part_dz + part, * __restrict s2 = s.part_dz_xhat + part;
-  float* __restrict s3 = s.part_xhat + part;
-  for (std::int64_t c = 0; c < width; ++c) s1[c] = s2[c] = s3[c] = 0;
-  for (std::int64_t r = 0; r < rows; ++r, x += width, dy += p.channels, dz += width) {
-#pragma omp simd
-    for (std::int64_t c = 0; c < width; ++c) {
-      const float xhat = ((load(x[c]) + add[c]) - mean[c]) * rstd[c];
-      const float slope = Act ? silu_slope(fused(xhat, gain[c], offset[c])) : 1.0f;
-      const float d = load(dy[c]) * slope;
-      dz[c] = d;
-      s1[c] += d;
-      s2[c] += d * xhat;
-      s3[c] += xhat;
+// Normalises some columns of an image, from channel `c` on.
+template <int W>
+struct Normalise {
+  const Values<W> mean, add, rstd;
+
+  Normalise(const GroupNormBackward& p, const BackwardScratch& s, std::int64_t image,
+            std::int64_t c)
+      : mean(load_columns<W>(s.mean_of + image * p.channels + c)),
+        add(load_columns<W>(s.of.add + image * s.of.step + c)),
+        rstd(load_columns<W>(s.rstd_of + image * p.channels + c)) {}
+
+  Values<W> operator()(const float* x) const { return ((load_columns<W>(x) + add) - mean) * rstd; }
+};
+
+// To the second-level cache: walking down a column does not tell that its neighbours are next.
+KDGEN_INLINE void announce(const void* next) { __builtin_prefetch(next, 0, 2); }
+
+// Rows of dy are `stride` long; dz is laid out like x. `part` is where the block's sums go.
+template <bool Act>
+void slope_rows(const float* x, const float* dy, std::int64_t stride, float* dz, std::int64_t rows,
+                const GroupNormBackward& p, const BackwardScratch& s, const Strip& strip,
+                std::int64_t image, std::int64_t part) {
+  const std::int64_t width = strip.width, at = image * s.of.step + strip.from;
+  each_columns(width, [&](std::int64_t c, auto columns) {
+    constexpr int W = columns;
+    const Normalise<W> normalise(p, s, image, strip.from + c);
+    const Values<W> gain = load_columns<W>(s.of.gain + at + c);
+    const Values<W> offset = load_columns<W>(s.of.offset + at + c);
+    Values<W> s1 = {}, s2 = {}, s3 = {};
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t here = r * width + c, there = r * stride + c;
+      announce(x + here + W), announce(dy + there + W), announce(dz + here + W);
+      const Values<W> xhat = normalise(x + here);
+      Values<W> d = load_columns<W>(dy + there);
+      if (Act) {
+        const Values<W> z = fused_lanes<W>(xhat, gain, offset);
+        d *= each_lane<W>(z, [](float v) { return silu_slope(v); });
+      }
+      store_columns<W>(dz + here, d);
+      s1 += d;
+      s2 += d * xhat;
+      s3 += xhat;
     }
+    store_columns<W>(s.part_dz + part + c, s1);
+    store_columns<W>(s.part_dz_xhat + part + c, s2);
+    store_columns<W>(s.part_xhat + part + c, s3);
+  });
+}
+
+// Adds up `blocks` rows of sums, each `channels` long.
+inline void add_blocks(const float* __restrict part, std::int64_t blocks, std::int64_t channels,
+                       double* __restrict sum) {
+  for (std::int64_t c = 0; c < channels; ++c) sum[c] = part[c];
+  for (std::int64_t b = 1; b < blocks; ++b) {
+    for (std::int64_t c = 0; c < channels; ++c) sum[c] += part[b * channels + c];
   }
 }
 
 inline void join_sums(const GroupNormBackward& p, const BackwardScratch& s, const Gradients& out,
                       std::int64_t blocks, std::int64_t image) {
-  const std::int64_t width = p.channels / p.groups, base = image * p.channels;
-  for (std::int64_t c = 0; c < p.channels; ++c) {
-    Sums v = {0, 0, 0};
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t part = (image * blocks + b) * p.channels + c;
-      v.dz += s.part_dz[part];
-      v.dz_xhat += s.part_dz_xhat[part];
-      v.xhat += s.part_xhat[part];
-    }
-    s.sums[base + c] = v;
-  }
-  for (std::int64_t first = 0; first < p.channels; first += width) {
-    const Return r = out.join(image, first, s.rstd_of[base + first]);
-    for (std::int64_t c = first; c < first + width; ++c) {
+  const std::int64_t base = image * p.channels, part = base * blocks;
+  const ChannelSums sums = s.sums.from(base);
+  add_blocks(s.part_dz + part, blocks, p.channels, sums.dz);
+  add_blocks(s.part_dz_xhat + part, blocks, p.channels, sums.dz_xhat);
+  add_blocks(s.part_xhat + part, blocks, p.channels, sums.xhat);
+  for (std::int64_t first = 0; first < p.channels; first += out.width) {
+    const float* gain = s.of.gain + image * s.of.step + first;
+    const Return r =
+        out.join(image, first, s.rstd_of[base + first], [&](std::int64_t d) { return gain[d]; });
+    for (std::int64_t c = first; c < first + out.width; ++c) {
       s.level_of[base + c] = r.level;
       s.tilt_of[base + c] = r.tilt;
     }
   }
 }
 
-template <class T>
-void return_rows(const T* x, const float* dz, T* dx, std::int64_t rows, const Strip& strip,
-                 const BackwardScratch& s, std::int64_t at) {
+// A few rows at a time: the values of an image that outgrows the cache then come in their order.
+inline void return_rows(const float* x, const float* dz, float* dx, std::int64_t rows,
+                        const Strip& strip, const GroupNormBackward& p, const BackwardScratch& s,
+                        std::int64_t image) {
+  constexpr std::int64_t few = 8;
   const std::int64_t width = strip.width;
-  const float* __restrict mean = s.mean_of + at, * __restrict add = s.add_of + at;
-  const float* __restrict rstd = s.rstd_of + at, * __restrict gain = s.gain_of + at;
-  const float* __restrict level = s.level_of + at, * __restrict tilt = s.tilt_of + at;
-  for (std::int64_t r = 0; r < rows; ++r, x += width, dz += width, dx += width) {
-#pragma omp simd
-    for (std::int64_t c = 0; c < width; ++c) {
-      const float xhat = ((load(x[c]) + add[c]) - mean[c]) * rstd[c];
-      const float own = dz[c] * gain[c] + level[c];
-      store(dx + c, fused(xhat, tilt[c], own) * rstd[c]);
-    }
+  for (std::int64_t from = 0; from < rows; from += few) {
+    const std::int64_t end = smaller(rows, from + few);
+    each_columns(width, [&](std::int64_t c, auto columns) {
+      constexpr int W = columns;
+      const std::int64_t at = image * p.channels + strip.from + c;
+      const Normalise<W> normalise(p, s, image, strip.from + c);
+      const Values<W> gain = load_columns<W>(s.of.gain + image * s.of.step + strip.from + c);
+      const Values<W> level = load_columns<W>(s.level_of + at);
+      const Values<W> tilt = load_columns<W>(s.tilt_of + at);
+      for (std::int64_t r = from; r < end; ++r) {
+        const std::int64_t here = r * width + c;
+        const Values<W> own = load_columns<W>(dz + here) * gain + level;
+        const Values<W> sum = fused_lanes<W>(normalise(x + here), tilt, own);
+        store_columns<W>(dx + here, sum * normalise.rstd);
+      }
+    });
   }
 }
 
 template <bool Act, class T>
 void backward_channels_last(const GroupNormBackward& p, const BackwardScratch& s) {
   const Blocks blocks(p);
-  const Gradients out = {p, s};
+  const Gradients out(p, s);
   const T* dy = static_cast<const T*>(p.dy);
   const auto rows = [&](std::int64_t b) { return smaller(blocks.rows, p.size - b * blocks.rows); };
+  if (alike(p)) lay_out(p, s.of, 0);
   in_two_passes(
-      p, [&](std::int64_t image) { lay_out(p, s, image); },
+      p,
+      [&](std::int64_t image) {
+        if (!alike(p)) lay_out(p, s.of, image);
+        spread_statistics(p, s, image);
+      },
       [&](std::int64_t image, std::int64_t b) {
         const std::int64_t from = b * blocks.rows, row = image * p.size + from;
         each_strip(p, [&](const Strip& strip) {
-          slope_rows<Act>(rows_of<T>(p, strip, image, from), dy + row * p.channels + strip.from,
-                          slopes<T>(p, s, strip) + row * strip.width, rows(b), p, s, strip, image,
+          const Floats<T> values(rows(b), strip.width), given(rows(b), strip.width);
+          slope_rows<Act>(values.read(rows_of<T>(p, strip, image, from), strip.width),
+                          given.read(dy + row * p.channels + strip.from, p.channels),
+                          given.stride(p.channels), slopes<T>(p, s, strip) + row * strip.width,
+                          rows(b), p, s, strip, image,
                           (image * blocks.count + b) * p.channels + strip.from);
         });
       },
@@ -263,9 +333,12 @@ void backward_channels_last(const GroupNormBackward& p, const BackwardScratch& s
       [&](std::int64_t image, std::int64_t b) {
         const std::int64_t from = b * blocks.rows, row = image * p.size + from;
         each_strip(p, [&](const Strip& strip) {
-          T* dx = static_cast<T*>(strip.more ? p.dmore : p.dx);
-          return_rows(rows_of<T>(p, strip, image, from), slopes<T>(p, s, strip) + row * strip.width,
-                      dx + row * strip.width, rows(b), strip, s, image * p.channels + strip.from);
+          T* dx = static_cast<T*>(strip.more ? p.dmore : p.dx) + row * strip.width;
+          const Floats<T> floats(rows(b), strip.width);
+          return_rows(floats.read(rows_of<T>(p, strip, image, from), strip.width),
+                      slopes<T>(p, s, strip) + row * strip.width, floats.place(dx), rows(b), strip,
+                      p, s, image);
+          floats.write(dx, strip.width);
         });
       });
   out.finish();

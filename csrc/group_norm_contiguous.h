@@ -28,9 +28,6 @@ inline bool spread_out(const GroupNorm& p) {
   return p.size < kShort && p.channels / p.groups * p.size <= kRun;
 }
 
-// Whether every image has the same constants, so that they are spread out once.
-inline bool alike(const GroupNorm& p) { return !p.scale && !p.shift && !p.add_per_image; }
-
 inline Each spread(const GroupNorm& p, std::int64_t image, std::int64_t group, float* to) {
   const std::int64_t width = p.channels / p.groups, count = width * p.size;
   for (std::int64_t d = 0, i = 0; d < width; ++d) {
@@ -224,7 +221,7 @@ void backward_contiguous(const GroupNormBackward& p, const BackwardScratch& s) {
   const int threads = useful_threads(p.n * p.channels * p.size, p.threads);
   const bool flat = spread_out(p);
   const Spread constants(p, flat && alike(p) ? s.constants : nullptr);
-  const Gradients out = {p, s};
+  const Gradients out(p, s);
   parallel_for(p.n * p.groups, threads, [&](std::int64_t task) {
     const std::int64_t image = task / p.groups, first = task % p.groups * width;
     const float mean = p.mean[task], rstd = p.rstd[task];
@@ -233,7 +230,7 @@ void backward_contiguous(const GroupNormBackward& p, const BackwardScratch& s) {
     T* dx = static_cast<T*>(p.dx) + task * count;
     float *dz = slopes<T>(p, s, Strip{0, p.channels, false}) + task * count, own[3 * kRun],
           xhat[kRun];
-    Sums* sums = s.sums + task * width;
+    const ChannelSums sums = s.sums.from(task * width);
     Each each = {};
     if (flat) {
       each = constants(image, task % p.groups, own);
@@ -241,11 +238,12 @@ void backward_contiguous(const GroupNormBackward& p, const BackwardScratch& s) {
     }
     for (std::int64_t d = 0; d < width; ++d) {
       const std::int64_t at = d * p.size;
-      sums[d] = flat ? sums_of(dz + at, xhat + at, p.size, p.dadd)
-                     : slope_row<Act>(x + at, dy + at, dz + at, p.size, mean, rstd,
-                                      Same{gain_of(p, image, first + d)});
+      sums.set(d, flat ? sums_of(dz + at, xhat + at, p.size, p.dadd)
+                       : slope_row<Act>(x + at, dy + at, dz + at, p.size, mean, rstd,
+                                        Same{gain_of(p, image, first + d)}));
     }
-    const Return r = out.join(image, first, rstd);
+    const Return r = out.join(image, first, rstd,
+                              [&](std::int64_t d) { return gain_of(p, image, first + d).gain; });
     if (flat) return return_flat(xhat, dz, dx, count, rstd, r, each);
     for (std::int64_t d = 0; d < width; ++d) {
       const std::int64_t at = d * p.size;

@@ -25,6 +25,17 @@ inline Gain gain_of(const GroupNorm& p, std::int64_t image, std::int64_t c) {
           p.bias[c] * lift + shift};
 }
 
+// Channels last, for `image`, or for all of them where they are alike.
+inline void lay_out(const GroupNorm& p, const Constants& of, std::int64_t image) {
+  const std::int64_t at = image * of.step;
+  for (std::int64_t c = 0; c < p.channels; ++c) {
+    const Gain k = gain_of(p, image, c);
+    of.add[at + c] = k.add;
+    of.gain[at + c] = k.gain;
+    of.offset[at + c] = k.offset;
+  }
+}
+
 // The statistics of a group, rounded once.
 struct Moments {
   float mean, rstd;
@@ -44,26 +55,33 @@ struct Return {
 struct Gradients {
   const GroupNormBackward& p;
   const BackwardScratch& s;
+  const std::int64_t width;  // of a group
+  const double size, share;  // of a value in its group's mean
 
-  // For the group of channels that starts at `first`. Afterwards the sums' `xhat` is Σ dx.
-  Return join(std::int64_t image, std::int64_t first, float rstd) const {
-    Sums* sums = s.sums + image * p.channels + first;
-    const std::int64_t width = p.channels / p.groups;
-    const double size = static_cast<double>(p.size), count = static_cast<double>(width) * size;
+  Gradients(const GroupNormBackward& args, const BackwardScratch& scratch)
+      : p(args),
+        s(scratch),
+        width(p.channels / p.groups),
+        size(static_cast<double>(p.size)),
+        share(1.0 / (static_cast<double>(width) * size)) {}
+
+  // For the group of channels that starts at `first`, whose gains are `gain(0)`, … Afterwards the
+  // sums' `xhat` is Σ dx.
+  template <class GainOf>
+  Return join(std::int64_t image, std::int64_t first, float rstd, const GainOf& gain) const {
+    const std::int64_t at = image * p.channels + first;
+    const ChannelSums sums = s.sums.from(at);
     double g1 = 0, g2 = 0;
     for (std::int64_t d = 0; d < width; ++d) {
-      const float gain = gain_of(p, image, first + d).gain;
-      keep(image, first + d, sums[d]);
-      g1 += gain * sums[d].dz;
-      g2 += gain * sums[d].dz_xhat;
+      g1 += gain(d) * sums.dz[d];
+      g2 += gain(d) * sums.dz_xhat[d];
     }
-    const double level = -g1 / count, tilt = -g2 / count;
+    const double level = -g1 * share, tilt = -g2 * share;
+    if (p.dscale || p.dshift) keep(at, first, sums);
     for (std::int64_t d = 0; p.dadd && d < width; ++d) {
-      const double own = sums[d].dz * gain_of(p, image, first + d).gain;
-      sums[d].xhat = rstd * (own + (size * level + sums[d].xhat * tilt));
-      if (p.add_per_image) {
-        p.dadd[image * p.channels + first + d] = static_cast<float>(sums[d].xhat);
-      }
+      const double own = sums.dz[d] * gain(d);
+      sums.xhat[d] = rstd * (own + (size * level + sums.xhat[d] * tilt));
+      if (p.add_per_image) p.dadd[at + d] = static_cast<float>(sums.xhat[d]);
     }
     return {static_cast<float>(level), static_cast<float>(tilt)};
   }
@@ -79,9 +97,9 @@ struct Gradients {
         const std::int64_t at = image * p.channels + from;
         for (std::int64_t c = 0; c < width; ++c) {
           const double lift = p.scale ? 1.0 + p.scale[at + c] : 1.0;
-          weight[c] += lift * s.sums[at + c].dz_xhat;
-          bias[c] += lift * s.sums[at + c].dz;
-          add[c] += s.sums[at + c].xhat;
+          weight[c] += lift * s.sums.dz_xhat[at + c];
+          bias[c] += lift * s.sums.dz[at + c];
+          add[c] += s.sums.xhat[at + c];
         }
       }
       for (std::int64_t c = 0; c < width; ++c) {
@@ -93,10 +111,12 @@ struct Gradients {
   }
 
  private:
-  void keep(std::int64_t image, std::int64_t c, const Sums& v) const {
-    const std::int64_t at = image * p.channels + c;
-    if (p.dshift) p.dshift[at] = static_cast<float>(v.dz);
-    if (p.dscale) p.dscale[at] = static_cast<float>(p.weight[c] * v.dz_xhat + p.bias[c] * v.dz);
+  void keep(std::int64_t at, std::int64_t first, const ChannelSums& v) const {
+    for (std::int64_t d = 0; d < width; ++d) {
+      const float weight = p.weight[first + d], bias = p.bias[first + d];
+      if (p.dshift) p.dshift[at + d] = static_cast<float>(v.dz[d]);
+      if (p.dscale) p.dscale[at + d] = static_cast<float>(weight * v.dz_xhat[d] + bias * v.dz[d]);
+    }
   }
 };
 

@@ -14,20 +14,13 @@
 
 #include "../math.h"
 #include "../target.h"
+#include "../width.h"
 #include "step.h"
 
 KDGEN_BEGIN
 namespace engine {
 
 using namespace ::kdgen::engine;
-
-#if defined(__AVX512F__)
-constexpr int kWidth = 16;
-#elif defined(__AVX__)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
 typedef std::uint32_t Bits __attribute__((vector_size(4 * kWidth)));
