@@ -59,6 +59,7 @@ endif()
 set(cpu_sources
   ${csrc}/isa.cpp
   ${csrc}/engine/arena.cpp
+  ${csrc}/engine/call.cpp
   ${csrc}/engine/pages.cpp
   ${csrc}/engine/program.cpp
   ${csrc}/engine/running.cpp

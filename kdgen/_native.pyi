@@ -1,5 +1,7 @@
 """The compiled CPU kernels. Tensors are addresses; `kdgen.kernels.native` is the way in."""
 
+from collections.abc import Callable
+
 version: str
 openmp: bool
 
@@ -237,6 +239,12 @@ class Program:
         """Half or twice the size by a separable filter, zeros around."""
     def combine(self, name: str, x: int, more: int, y: int, a: int, b: int, rows: int) -> None:
         """y = a[row]·x + b[row]·more."""
+    def call(
+        self, name: str, x: int, y: int, compute: Callable[[memoryview, memoryview], object]
+    ) -> None:
+        """y = compute(x), image by image: it reads the first (height, width, channels) and writes
+        the second. It runs on whichever thread, with one thread to itself; what it raises, `run`
+        raises."""
     def run(self, images: int, rows: int, out: int, n: int, threads: int) -> None:
         """images (n, H, W, C) float32, rows int32 (n,) or 0, out likewise. An image's bits depend
         neither on n nor on threads."""

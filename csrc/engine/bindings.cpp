@@ -226,6 +226,18 @@ void combine(Program& program, std::string name, int x, int more, int y, Address
   program.combine(std::move(name), p);
 }
 
+// The callback is handed an image's share of both buffers, as memory that is gone when it returns.
+void call(Program& program, std::string name, int x, int y, const py::function& compute) {
+  constexpr const char* step = "call";
+  const Place from = needed(program, step, "x", x), to = needed(program, step, "y", y);
+  const py::ssize_t read = from.shape.bytes(), written = to.shape.bytes();
+  const auto called = [compute, read, written](void* x, void* y) {
+    const py::gil_scoped_acquire held;
+    compute(py::memoryview::from_memory(x, read), py::memoryview::from_memory(y, written));
+  };
+  program.call(std::move(name), {from, to, called});
+}
+
 void end(Program& program, int id, std::int64_t channels, bool in) {
   const char* step = in ? "input" : "output";
   const Ends p = {needed(program, step, in ? "y" : "x", id), channels};
@@ -286,6 +298,7 @@ void bind(py::module_& m) {
       .def("attend", &attend)
       .def("resample", &resample)
       .def("combine", &combine)
+      .def("call", &call)
       .def("run", &run)
       .def("profile", &profile)
       .def("workspace",

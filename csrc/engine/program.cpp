@@ -79,6 +79,8 @@ void Program::combine(std::string name, const Combine& p) {
   add(std::move(name), engine_.combine(p), {p.x, p.more}, p.y);
 }
 
+void Program::call(std::string name, const Call& p) { add(std::move(name), caller(p), {p.x}, p.y); }
+
 void Program::input(const Ends& p) {
   if (in_) throw std::invalid_argument("input: the program has one already; expected one.");
   add("input", engine_.input(p), {}, p.place);

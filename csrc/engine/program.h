@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "arena.h"
+#include "call.h"
 #include "engine.h"
+#include "failure.h"
 #include "pages.h"
 
 namespace kdgen::engine {
@@ -33,10 +35,12 @@ class Program {
   void attend(std::string name, const Attend& p);
   void resample(std::string name, const Resample& p);
   void combine(std::string name, const Combine& p);
+  void call(std::string name, const Call& p);
   void input(const Ends& p);
   void output(const Ends& p);
 
-  // Throws std::runtime_error when a guarded band was written.
+  // Throws std::runtime_error when a guarded band was written, and what a call threw first: what is
+  // left to do then is not done.
   void run(const float* images, const std::int32_t* rows, float* out, std::int64_t n, int threads);
   // Seconds of every step, on one thread.
   std::vector<std::pair<std::string, double>> profile(const float* images, const std::int32_t* rows,
@@ -84,8 +88,8 @@ class Program {
   // One group in its own part of the arena.
   Group group(const Batch& batch, const Cut& cut, std::int64_t number, int worker,
               std::vector<char*>& at) const;
-  void apart(const Batch& batch, const Cut& cut) const;
-  void together(const Batch& batch, const Cut& cut) const;
+  void apart(const Batch& batch, const Cut& cut, Failure& failure) const;
+  void together(const Batch& batch, const Cut& cut, Failure& failure) const;
   void before(std::size_t step, const Group& group) const;
   void after(std::size_t step, const Group& group) const;
   // Calls with where each buffer lies, its bands included, and its bytes.

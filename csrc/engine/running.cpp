@@ -103,7 +103,7 @@ Group Program::group(const Batch& batch, const Cut& cut, std::int64_t number, in
           cut.together};
 }
 
-void Program::apart(const Batch& batch, const Cut& cut) const {
+void Program::apart(const Batch& batch, const Cut& cut, Failure& failure) const {
   const std::int64_t room = scratch(cut.images);
   // Allocated here: an exception must not leave the loop below.
   std::vector<std::vector<char*>> places(static_cast<std::size_t>(cut.apart),
@@ -121,7 +121,9 @@ void Program::apart(const Batch& batch, const Cut& cut) const {
       before(k, group);
       if (guarded_) mark(own + needed, room - needed);
       close(own + needed, room - needed);
-      for (std::int64_t task = 0; task < tasks; ++task) step.run(group, task, own);
+      for (std::int64_t task = 0; task < tasks; ++task) {
+        failure.attempt([&] { step.run(group, task, own); });
+      }
       open(own, room);
       if (guarded_ && !marked(own + needed, room - needed)) broken_ = static_cast<int>(k);
       after(k, group);
@@ -129,7 +131,7 @@ void Program::apart(const Batch& batch, const Cut& cut) const {
   }
 }
 
-void Program::together(const Batch& batch, const Cut& cut) const {
+void Program::together(const Batch& batch, const Cut& cut, Failure& failure) const {
   const std::int64_t room = scratch(cut.images);
   for (std::int64_t number = 0; number < cut.groups; ++number) {
     std::vector<char*> at;
@@ -152,7 +154,9 @@ void Program::together(const Batch& batch, const Cut& cut) const {
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic, 1)
 #endif
-      for (std::int64_t task = 0; task < tasks; ++task) step.run(group, task, own);
+      for (std::int64_t task = 0; task < tasks; ++task) {
+        failure.attempt([&] { step.run(group, task, own); });
+      }
       open(own, room);
       if (guarded_) {
         if (!marked(own + needed, room - needed)) broken_ = static_cast<int>(k);
@@ -173,11 +177,13 @@ void Program::run(const float* images, const std::int32_t* rows, float* out, std
   const Cut cut = this->cut(n, threads);
   reserve(cut);
   const Batch batch = {images, rows, out, n};
+  Failure failure;
   if (cut.together > 1) {
-    together(batch, cut);
+    together(batch, cut, failure);
   } else {
-    apart(batch, cut);
+    apart(batch, cut, failure);
   }
+  failure.rethrow();
   refuse_broken();
 }
 

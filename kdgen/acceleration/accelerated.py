@@ -83,6 +83,7 @@ class Accelerated:
         most = f"one for each number of images, at most {MOST_GRAPHS}"
         how = "none: " + self.ungraphed if self.ungraphed else most
         lines.append(f"  CUDA graph {how}")
+        lines += [f"  fell back  {what}" for what in self._calls()]
         lines += [f"  refused    {why}" for why in self.refusals]
         return "\n".join(lines)
 
@@ -93,16 +94,23 @@ class Accelerated:
             return net.explain(self.batch or 1)
         return [f"torch: {self.taken.why}"]
 
+    def _calls(self) -> tuple[str, ...]:
+        """Parts that the engine leaves to torch, each with the reason."""
+        net = self.denoiser.net
+        return net.report.calls if isinstance(net, Network) else ()
+
     def _taken(self, source: Source, folds: Collection[str] | None, wish: Wish) -> Taken:
         wanted = FOLDS if folds is None else folds
         return taken(source.denoiser, source.times, wish, self.dtype, self.device, wanted)
 
     def _outline(self, folded: fold.Folded) -> fold.Folded:
-        """The folded denoiser as torch knows it; of a compiled one, without weights."""
+        """The folded denoiser as torch knows it; of a compiled one, without weights, unless
+        somebody's own part has some."""
         if not isinstance(folded.net, Network):
             return folded
-        bare = copy.deepcopy(self.source.denoiser).to("meta")
-        return fold.fold(bare, self.source.times, folds=list(folded.places))
+        bare = copy.deepcopy(self.source.denoiser)
+        bare = bare if self._calls() else bare.to("meta")
+        return fold.fold(bare, self.source.times, folds=list(folded.places), check=False)
 
     def _folded(self, source: Source, folds: Collection[str] | None) -> Denoiser:
         wanted = _usual(self.device) if folds is None else folds

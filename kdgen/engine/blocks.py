@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from kdgen.engine.padding import padded
 from kdgen.engine.refusal import Refused
-from kdgen.engine.tape import Image, Tape, own_bias
+from kdgen.engine.tape import Image, Tape, own_bias, unusual
 from kdgen.fold.attention import Merged
+from kdgen.fold.opaque import Opaque
 from kdgen.fold.times import Constant, Table
 from kdgen.nets.blocks import Attention, ResBlock
 from kdgen.nets.layers import Pointwise
@@ -20,7 +21,9 @@ from kdgen.nets.resample import Double, Down, Filter, Up
 def chain(tape: Tape, modules: nn.Module, x: Image, skip: Image | None = None) -> Image:
     """One after the other; the first, if need be, with what comes from the encoder."""
     for module in modules.children():
-        if skip is not None:
+        if isinstance(module, Opaque):  # never the first of those that take a skip
+            x = tape.opaque(module, x)
+        elif skip is not None:
             x, skip = residual(tape, _taken(tape, module, ResBlock), x, skip), None
         else:
             x = _written(tape, module)(tape, module, x)
@@ -32,13 +35,15 @@ def residual(tape: Tape, block: ResBlock, x: Image, skip: Image | None = None) -
     h = tape.normalise(block.norm1, x, more=skip)
     doubled = _doubles(block)
     if not doubled:
-        h = _resized(tape, block.resize, h, "branch")
+        h = resized(tape, block.resize, h, "branch")
     bias, gain, offset = _rows(tape, block)
     h = tape.layer(block.conv1, h, bias=bias, doubled=doubled)
     h = tape.normalise(block.norm2, h, gain=gain, offset=offset)
+    if isinstance(block.dropout, Opaque):
+        h = tape.opaque(block.dropout, h)
     past = _past(tape, block, x, skip)
     last = own_bias(block.conv2)
-    if isinstance(block.shortcut, Pointwise):
+    if isinstance(block.shortcut, nn.Conv2d):
         last = last + own_bias(block.shortcut)
     return tape.layer(block.conv2, h, bias=last, residual=past, scale=block.skip_scale)
 
@@ -69,11 +74,15 @@ def merged(tape: Tape, block: Merged, x: Image) -> Image:
 
 def down(tape: Tape, block: Down, x: Image) -> Image:
     """Strided 3×3."""
+    if why := unusual(block.conv):
+        return tape.call(block, tape.names[block], why, x, chained=True)
     return tape.layer(block.conv, x, behind=1 if block.after else None)
 
 
 def up(tape: Tape, block: Up, x: Image) -> Image:
     """Nearest neighbour and 3×3, at once."""
+    if why := _other(block.conv):
+        return tape.call(block, tape.names[block], why, x, chained=True)
     return tape.layer(block.conv, x, doubled=True)
 
 
@@ -107,14 +116,24 @@ def _unknown(tape: Tape, module: nn.Module) -> Refused:
 
 def _doubles(block: ResBlock) -> bool:
     """Whether conv1 is a usual 3×3 behind nearest neighbour, which are one step."""
-    usual = (block.conv1.kernel_size, block.conv1.stride, block.conv1.padding)
     box = isinstance(block.resize, Double) and block.resize.box
-    return box and usual == ((3, 3), (1, 1), (1, 1))
+    return box and not isinstance(block.conv1, Opaque) and not _other(block.conv1)
 
 
-def _resized(tape: Tape, module: nn.Module, x: Image, what: str) -> Image:
+def _other(conv: nn.Conv2d) -> str:
+    """What the convolution is, if no usual 3×3."""
+    facts = (conv.kernel_size, conv.stride, conv.padding)
+    if facts == ((3, 3), (1, 1), (1, 1)):
+        return ""
+    return f"is a convolution with kernel, stride and padding {facts} behind a doubling"
+
+
+def resized(tape: Tape, module: nn.Module, x: Image, what: str = "") -> Image:
+    """Half or twice the size, or as it was."""
     if isinstance(module, nn.Identity):
         return x
+    if isinstance(module, Opaque):
+        return tape.opaque(module, x, what)
     if not isinstance(module, Filter):
         raise _unknown(tape, module)
     return tape.resample(module, x, what)
@@ -128,19 +147,23 @@ def _past(tape: Tape, block: ResBlock, x: Image, skip: Image | None) -> Image:
     """
     shortcut, resize = block.shortcut, block.resize
     if isinstance(shortcut, nn.Identity):
-        return _resized(tape, resize, x, "shortcut")
-    if not isinstance(shortcut, Pointwise):
+        return resized(tape, resize, x, "shortcut")
+    if isinstance(shortcut, Opaque):
+        return tape.opaque(shortcut, resized(tape, resize, x, "shortcut"))
+    if not isinstance(shortcut, nn.Conv2d):
         raise _unknown(tape, shortcut)
     nothing = shortcut.weight.new_zeros(1, len(shortcut.weight))
-    if isinstance(resize, Double):
+    if isinstance(resize, Double) and isinstance(shortcut, Pointwise):
         return tape.resample(resize, tape.layer(shortcut, x, bias=nothing), "shortcut")
-    x = _resized(tape, resize, x, "shortcut")
+    x = resized(tape, resize, x, "shortcut")
     return tape.layer(shortcut, x, bias=nothing, more=skip)
 
 
 def _rows(tape: Tape, block: ResBlock) -> tuple[Tensor, Tensor, Tensor]:
     """conv1's bias, and the gain and offset of the second norm, (rows, C) each."""
     bias, norm = own_bias(block.conv1), block.norm2
+    if isinstance(norm, Opaque):  # which nothing is added to
+        return bias, bias, bias
     gain, offset = norm.weight[None], norm.bias[None]
     if block.offset is not None:
         bias = bias + block.offset

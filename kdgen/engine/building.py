@@ -109,6 +109,7 @@ def _report(accuracy: str, settled: choice.Settled[Network]) -> report.Report:
         program.isa,
         program.packed,
         report.lines(settled.plan),
+        report.calls(settled.plan),
     )
 
 

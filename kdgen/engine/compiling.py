@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdgen.engine import steps
+from kdgen.engine.calling import callback
 from kdgen.engine.choice import Layer, Plan
 from kdgen.kernels import native
 
@@ -24,8 +25,16 @@ def compiled(plan: Plan, *, isa: str = "", guarded: bool = False) -> Any:
         size = (buffer.height, buffer.width, buffer.channels)
         program.buffer(*size, CODES[plan.activations])
     for layer in plan.layers:
-        _ADDED[type(layer.step)](program, layer)
+        if isinstance(layer.step, steps.Call):
+            _call(program, plan, layer.step)
+        else:
+            _ADDED[type(layer.step)](program, layer)
     return program
+
+
+def _call(program: Any, plan: Plan, step: steps.Call) -> None:
+    x, y = (plan.trace.buffers[at] for at in (step.x, step.y))
+    program.call(step.name, step.x, step.y, callback(step, x, y, plan.activations))
 
 
 def _input(program: Any, layer: Layer) -> None:

@@ -89,7 +89,11 @@ def convolution(
 
 
 def other(step: Step, trace: Trace, activations: torch.dtype) -> float:
-    """Of a step that is done in one way only."""
+    """Of a step that is done in one way only.
+
+    A call counts for nothing: what it costs nobody knows before, it is the same in every plan, and
+    only differences between plans decide.
+    """
     if isinstance(step, Normalise):
         return trace.buffers[step.y].values / NORMALISED[activations]
     if isinstance(step, Resample | Combine):

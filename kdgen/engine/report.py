@@ -45,6 +45,7 @@ class Report:
     isa: str
     packed: int  # bytes of weights
     lines: tuple[Line, ...]
+    calls: tuple[str, ...] = ()  # what torch runs all the same, and why
 
     def heading(self) -> str:
         """The class, what it became, and how exact that is."""
@@ -59,7 +60,7 @@ class Report:
         """A row for steps that are alike, the dearest first."""
         wide, far = (max(len(getattr(x, n)) for x in self.lines) for n in ("what", "how"))
         return [
-            f"{x.what:<{wide}}  {x.how:<{far}}  x{x.count:<3} {x.share:6.1%}  {x.first}"
+            f"{x.what:<{wide}}  {x.how:<{far}}  x{x.count:<3} {_percent(x.share)}  {x.first}"
             + " …" * (x.count > 1)
             for x in self.lines
         ]
@@ -78,7 +79,26 @@ def lines(plan: Plan) -> tuple[Line, ...]:
         share = sum(layer.seconds for layer in members) / plan.seconds
         found.append(Line(what, how, len(members), share, members[0].step.name))
     found.sort(key=lambda line: -line.share)
-    return _shortened(found)
+    return (*_shortened(found), *_called(plan))
+
+
+def calls(plan: Plan) -> tuple[str, ...]:
+    """What torch runs, each with the reason."""
+    found = (step for step in plan.trace.steps if isinstance(step, steps.Call))
+    return tuple(f"{step.name}: torch, because it {step.why}" for step in found)
+
+
+def _called(plan: Plan) -> list[Line]:
+    """A line each, without a share: the cost table does not know them."""
+    return [
+        Line(_what(step, plan.trace), "torch", 1, math.nan, step.name)
+        for step in plan.trace.steps
+        if isinstance(step, steps.Call)
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{'–':>6}" if math.isnan(share) else f"{share:6.1%}"
 
 
 def _shortened(found: list[Line]) -> tuple[Line, ...]:
@@ -100,6 +120,8 @@ def _what(step: Step, trace: Trace) -> str:
     y = trace.buffers[step.y]
     size = f"at {y.height}×{y.width}"
     c_out = sum(y.parts)
+    if isinstance(step, steps.Call):
+        return f"{type(step.module).__name__} {c_out} {size}"
     if not isinstance(step, steps.Convolve):
         return f"{_VERBS[type(step)]} {c_out} {size}"
     inputs = [trace.buffers[at] for at in (step.x, step.more) if at != steps.NONE]

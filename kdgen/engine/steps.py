@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdgen.engine.padding import padded
 
@@ -152,7 +152,35 @@ class Combine:
     more: int = NONE
 
 
-Step = Input | Output | Convolve | Normalise | Attend | Resample | Combine
+@dataclass(frozen=True, eq=False)
+class Call:
+    """y = module(x) by torch, image by image; in float32, whatever the buffers are.
+
+    In a chain (`chained`) the module is handed None for the embedding of the time. `why`: what it
+    is, that the engine does not know.
+    """
+
+    name: str
+    x: int
+    y: int
+    module: nn.Module
+    chained: bool
+    why: str
+
+    def answer(self, x: Tensor) -> Tensor:
+        """x and what comes of it (n, C, H, W)."""
+        return self.module(x, None) if self.chained else self.module(x)  # type: ignore[no-any-return]
+
+
+Step = Input | Output | Convolve | Normalise | Attend | Resample | Combine | Call
+
+
+_READ = ("x", "more", "residual", "q", "k", "v")
+
+
+def read(step: Step) -> set[int]:
+    """The buffers that it reads."""
+    return {getattr(step, name, NONE) for name in _READ} - {NONE}
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdgen.denoiser import TIMES
-from kdgen.engine.blocks import chain
+from kdgen.engine.blocks import chain, resized
 from kdgen.engine.refusal import Refused
 from kdgen.engine.steps import Trace
 from kdgen.engine.tape import Image, Tape, own_bias
 from kdgen.fold import FixedTimes, Folded
 from kdgen.fold.layers import heads
+from kdgen.fold.opaque import Opaque
 from kdgen.nets.resample import Shrink
 from kdgen.nets.unet import UNet
 
@@ -71,11 +72,14 @@ class _Writing:
             x = chain(self.tape, modules, x)
             if str(k) in self.net.pyramid:
                 shrink = self.net.pyramid[str(k)]
-                assert isinstance(shrink, Shrink)
-                image = self.tape.resample(shrink.halve, self.tape.layer(shrink.conv, image))
+                image = self._shrunk(shrink, image)
                 x = image = self.tape.add(shrink, x, image, self.net.pyramid_scale)
             skips.append(x)
         return skips
+
+    def _shrunk(self, shrink: nn.Module, image: Image) -> Image:
+        assert isinstance(shrink, Shrink)
+        return resized(self.tape, shrink.halve, self.tape.layer(shrink.conv, image))
 
     def _weighed(self, k: int, x: Image, skip: Image) -> tuple[Image, Image]:
         if not self.gains:
@@ -88,6 +92,13 @@ class _Writing:
     def _heads(self, x: Image) -> Image:
         """Each head in channels of its own, added to what the heads before it left there."""
         found = heads(self.net)
+        if len(found) == 1:
+            return self.tape.layer(found[0][1], self.tape.normalise(found[0][0], x))
+        if strange := [conv for _, conv in found if isinstance(conv, Opaque)]:
+            raise Refused(
+                f"engine: {strange[0].name} {strange[0].why}; expected the convolution as it was "
+                "made, where a network has several heads. Leave it to torch."
+            )
         total = sum(len(conv.weight) for _, conv in found)
         first, y = 0, None
         for norm, conv in found:

@@ -29,7 +29,7 @@ def explain(make: FastGenerator) -> str:
         "batch": _batch(make),
         "algorithms": _algorithms(make),
         "kernels": _kernels(make),
-        "fell back": _fallbacks(),
+        "fell back": _fallbacks(make),
     }
     where = f"{make.device}, network in {_precision(make)}, everything else in float32"
     lines = [f"FastGenerator on {where}", *(f"  {k:<11} {v}" for k, v in rows.items())]
@@ -105,9 +105,12 @@ def _kernels(make: FastGenerator) -> str:
     )
 
 
-def _fallbacks() -> str:
-    """Kernels that should have run in this process and could not."""
-    lines = [
+def _fallbacks(make: FastGenerator) -> str:
+    """Parts of the network that the engine leaves to torch, and kernels that should have run in
+    this process and could not."""
+    net = make.denoiser.net
+    lines = list(net.report.calls) if isinstance(net, Network) else []
+    lines += [
         f"{op}: {fall.instead} in place of {missing}, {fall.calls:,} times, {fall.why}"
         for (op, missing), fall in kernels.fallbacks().items()
     ]

@@ -9,6 +9,7 @@ from kdgen.fold.checking import FoldError, check
 from kdgen.fold.explaining import Explanation, explain
 from kdgen.fold.folded import Folded
 from kdgen.fold.folding import ALL, KNOWN, fold, tabulate
+from kdgen.fold.opaque import Opaque
 from kdgen.fold.readings import Chain, Reading, chain, reading
 from kdgen.fold.times import Constant, FixedTimes, Table
 
@@ -21,6 +22,7 @@ __all__ = [
     "FixedTimes",
     "FoldError",
     "Folded",
+    "Opaque",
     "Reading",
     "Table",
     "chain",

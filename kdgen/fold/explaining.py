@@ -10,6 +10,7 @@ import torch
 from kdgen import kernels
 from kdgen.denoiser import Denoiser
 from kdgen.fold.folded import Folded
+from kdgen.fold.opaque import opaque
 
 _WORDS = {
     "time": "blocks without their embedding",
@@ -47,11 +48,13 @@ class Explanation:
 
 
 def explain(original: Denoiser, folded: Folded) -> Explanation:
-    """What was folded, and what it saved. Nothing is computed: networks are counted on "meta"."""
+    """What was folded, and what it saved. Networks are counted on "meta", so that nothing is
+    computed, unless a part is opaque, and might look at values."""
+    device = next(folded.parameters()).device if opaque(folded.net) else torch.device("meta")
     return Explanation(
         dict(folded.places),
         (_parameters(original), _parameters(folded)),
-        (_flops(original), _flops(folded)),
+        (_flops(original, device), _flops(folded, device)),
     )
 
 
@@ -60,12 +63,12 @@ def _parameters(denoiser: Denoiser) -> int:
 
 
 @torch.no_grad()
-def _flops(denoiser: Denoiser) -> int:
+def _flops(denoiser: Denoiser, device: torch.device) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # brings triton along
 
-    net = copy.deepcopy(denoiser.net).to("meta")
-    with torch.device("meta"):
-        x, time = torch.empty(1, *denoiser.shape), torch.empty(1)
+    net = copy.deepcopy(denoiser.net).to(device)
+    with torch.device(device):
+        x, time = torch.zeros(1, *denoiser.shape), torch.zeros(1)
         label = torch.zeros(1, dtype=torch.int64) if denoiser.classes else None
     x = x.to(next(net.parameters()).dtype)
     # The counter knows torch's attention, not other backends'.

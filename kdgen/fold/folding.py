@@ -11,7 +11,8 @@ from kdgen.denoiser import TIMES, Denoiser
 from kdgen.fold import checking, ends
 from kdgen.fold.attention import fold_attention
 from kdgen.fold.folded import Folded
-from kdgen.fold.layers import check_known
+from kdgen.fold.layers import check_known, check_whole
+from kdgen.fold.opaque import enclose, opaque
 from kdgen.fold.readings import Reading, reading
 from kdgen.fold.scales import fold_gains, fold_scales
 from kdgen.fold.times import delay_biases, fold_times
@@ -36,16 +37,26 @@ def fold(
     """The same denoiser for these times (in (0, 1]) only, by a smaller network.
 
     `folds` are names of `KNOWN`; those that do not fit the network or several times do nothing
-    (`Folded.places` counts). Weights are computed in float64 and rounded once, to `dtype` or the
-    network's own. Before that, `check` compares with the original, on small images, to 1e-10.
-    Raises ValueError for times and names that are none, and for networks other than a `UNet` of
-    known parts; `FoldError` when the check fails.
+    (`Folded.places` counts). Members of a chain and layers of a block that are none of a UNet's
+    stay as they are, in an `Opaque`, as long as they need no more than their image. Weights are
+    computed in float64 and rounded once, to `dtype` or the network's own. Before that, `check`
+    compares with the original, on small images, to 1e-10.
+    Raises ValueError for times and names that are none, for networks other than a `UNet`, and for
+    changes of one that no fold can respect; `FoldError` when the check fails.
     """
     _check_names(folds)
     times = _rising(times)
-    source = check_known(denoiser.net)
+    source = check_whole(denoiser.net)
+    net = copy.deepcopy(source)
+    enclose(net)
+    check_known(net)
     weights = source.conv_in.weight
-    net = copy.deepcopy(source).double()
+    if "time" not in folds and (found := opaque(net)):
+        raise ValueError(
+            f"fold: {found[0].name} {found[0].why}, and time stays; expected the fold 'time' "
+            "beside such a part. Add it."
+        )
+    net.double()
     net.folded = True
     folded = _Folding(denoiser, net, times, folds).run().eval()
     if check and weights.device.type != "meta":
@@ -66,8 +77,11 @@ class _Folding:
     def __init__(
         self, denoiser: Denoiser, net: UNet, times: tuple[float, ...], folds: Collection[str]
     ) -> None:
-        self.denoiser, self.net, self.times, self.folds = denoiser, net, times, folds
+        self.denoiser, self.net, self.times = denoiser, net, times
         self.places: dict[str, int] = dict.fromkeys((f for f in KNOWN if f in folds), 0)
+        # What an opaque part sees must keep its size.
+        resized = {"gains", "scales"} if opaque(net) else set()
+        self.folds = set(folds) - resized
         self.inputs = TIMES[denoiser.time](
             denoiser.schedule, torch.tensor(times, dtype=torch.float64)
         )

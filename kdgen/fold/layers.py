@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from kdgen.fold.opaque import Opaque, own_modules
 from kdgen.nets.blocks import Attention, Chain, ResBlock
 from kdgen.nets.dropout import Dropout
 from kdgen.nets.embedding import Embedding, Fourier, OneHot, Table, Waves
@@ -17,15 +18,15 @@ from kdgen.nets.unet import Head, UNet
 Kind = TypeVar("Kind", bound=nn.Module)
 
 _PARTS = {
-    *(UNet, Chain, ResBlock, Attention, Head, Dropout, GroupNorm, Pointwise),
+    *(Opaque, UNet, Chain, ResBlock, Attention, Head, Dropout, GroupNorm, Pointwise),
     *(Down, Up, Halve, Double, Shrink),
     *(Embedding, Waves, Fourier, OneHot, Table),
     *(nn.Conv2d, nn.Linear, nn.Identity, nn.ModuleList, nn.ModuleDict),
 }
 
 
-def check_known(net: nn.Module) -> UNet:
-    """The network, or ValueError naming the part that a fold would have to guess about."""
+def check_whole(net: nn.Module) -> UNet:
+    """The network, or ValueError where it is none that folds begin with."""
     if not isinstance(net, UNet):
         raise ValueError(
             f"fold: the network is a {type(net).__name__}; expected a UNet. Sample it without "
@@ -36,7 +37,12 @@ def check_known(net: nn.Module) -> UNet:
             "fold: the network was folded already; expected a whole one. Fold the denoiser it was "
             "made of, with all folds at once."
         )
-    for name, module in net.named_modules():
+    return net
+
+
+def check_known(net: UNet) -> None:
+    """Raises ValueError naming the part that a fold would have to guess about."""
+    for name, module in own_modules(net):
         if why := _unknown(module):
             raise ValueError(
                 f"fold: {name or 'the network'} {why}; expected a part of a UNet as it was made. "
@@ -53,7 +59,6 @@ def check_known(net: nn.Module) -> UNet:
             f"fold: the weights are {', '.join(sorted(map(str, dtypes)))}; expected one dtype. "
             "Fold before casting."
         )
-    return net
 
 
 def _unknown(module: nn.Module) -> str:
@@ -63,16 +68,12 @@ def _unknown(module: nn.Module) -> str:
         return "has a forward of its own"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has a hook"
-    if isinstance(module, nn.Conv2d):
-        usual = (1, (1, 1), "zeros")
-        if (found := (module.groups, module.dilation, module.padding_mode)) != usual:
-            return f"is a convolution with groups, dilation and padding {found}"
     return ""
 
 
 def blocks(net: nn.Module, kind: type[Kind]) -> list[Kind]:
-    """Every part of the kind, in the order of the network."""
-    return [m for m in net.modules() if isinstance(m, kind)]
+    """Every part of the kind that folds may look into, in the order of the network."""
+    return [m for _, m in own_modules(net) if isinstance(m, kind)]
 
 
 def heads(net: UNet) -> list[tuple[GroupNorm, nn.Conv2d]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdgen.fold.layers import bias_of, blocks
+from kdgen.fold.opaque import Opaque
 from kdgen.nets.blocks import ResBlock
 from kdgen.nets.unet import UNet
 
@@ -77,7 +78,7 @@ def fold_times(net: UNet, inputs: Tensor) -> int:
     With one time and no classes, additions go into the bias of the convolution in front, scales and
     shifts into the norm. Else they become tables, whose rows hold that bias too; where a table
     scales and shifts, the norm adds the bias. Images are taken to be plain: augmentation labels are
-    refused.
+    refused. Raises ValueError where an opaque part would have to take what the time adds.
     """
     embedded = _embedded(net, inputs)
     found = blocks(net, ResBlock)
@@ -94,7 +95,8 @@ def fold_times(net: UNet, inputs: Tensor) -> int:
 def delay_biases(net: UNet) -> int:
     """Lets the norm add the bias of the convolution in front of it, after `fold_times`; returns the
     number of blocks."""
-    found = [b for b in blocks(net, ResBlock) if b.conv1.bias is not None]
+    found = [b for b in blocks(net, ResBlock) if not isinstance(b.norm2, Opaque)]
+    found = [b for b in found if not isinstance(b.conv1, Opaque) and b.conv1.bias is not None]
     found = [b for b in found if isinstance(b.time, Constant)]
     for block in found:
         block.time = Constant(block.conv1.bias)  # type: ignore[assignment]
@@ -115,16 +117,25 @@ def _embedded(net: UNet, inputs: Tensor) -> Tensor:
 
 def _into_weights(block: ResBlock, row: Tensor) -> None:
     if block.scale_shift:
+        _needed(block.norm2)
         scale, shift = row.chunk(2)
         block.norm2.weight.mul_(1 + scale)
         block.norm2.bias.mul_(1 + scale).add_(shift)
         block.scale_shift = False
+    elif isinstance(block.conv1, Opaque):
+        _needed(block.norm2)
+        block.time = Constant(row)
+        return
     else:
         bias_of(block.conv1).add_(row)
     block.time = Constant()  # type: ignore[assignment]
 
 
 def _into_table(block: ResBlock, rows: Tensor) -> None:
+    _needed(block.norm2)
+    if isinstance(block.conv1, Opaque):
+        block.time = Table(rows)
+        return
     bias = bias_of(block.conv1)
     if block.scale_shift:
         block.offset = bias
@@ -132,3 +143,11 @@ def _into_table(block: ResBlock, rows: Tensor) -> None:
         rows = rows + bias
     block.time = Table(rows)  # type: ignore[assignment]
     block.conv1.bias = None
+
+
+def _needed(norm: nn.Module) -> None:
+    if isinstance(norm, Opaque):
+        raise ValueError(
+            f"fold: {norm.name} {norm.why}; expected the norm as it was made, because it takes "
+            "what the time adds, too. Undo the change, or sample it without folding."
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdgen.fold.layers import blocks
+from kdgen.fold.opaque import Opaque
 from kdgen.nets.blocks import Chain, ResBlock
 from kdgen.nets.resample import Double, Up
 from kdgen.nets.unet import UNet
@@ -42,7 +43,8 @@ def fold_up(net: UNet) -> int:
 
 
 def _doubles(block: ResBlock) -> bool:
-    return isinstance(block.resize, Double) and block.resize.box
+    doubles = isinstance(block.resize, Double) and block.resize.box
+    return doubles and not isinstance(block.conv1, Opaque)
 
 
 def _fold_block(block: ResBlock) -> None:

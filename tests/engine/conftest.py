@@ -31,7 +31,7 @@ def _module(name: str, path: Path) -> ModuleType:
 
 
 # pytest imports tests as files, not as a package: their helpers are importable once they are here.
-for _name in ("one_op", "roundings"):
+for _name in ("one_op", "roundings", "strangers"):
     _module(_name, HERE / f"{_name}.py")
 _families = _module("kdgen_tests_families", HERE.parent / "fold" / "conftest.py")
 families = _families.families

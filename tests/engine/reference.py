@@ -144,6 +144,15 @@ def _combine(machine: Machine, step: steps.Combine) -> None:
     machine.write(step.y, value)
 
 
+def _call(machine: Machine, step: steps.Call) -> None:
+    x, y = (machine.trace.buffers[at] for at in (step.x, step.y))
+    away = nothing(x)
+    own = [c for c in range(x.channels) if c not in away]
+    said = step.answer(machine.read(step.x)[:, own])
+    more = y.channels - said.shape[1]
+    machine.write(step.y, F.pad(said, (0, 0, 0, 0, 0, more)))
+
+
 _DEFINITIONS: dict[type, Callable[[Machine, Any], None]] = {
     steps.Input: _input,
     steps.Output: _output,
@@ -152,4 +161,5 @@ _DEFINITIONS: dict[type, Callable[[Machine, Any], None]] = {
     steps.Attend: _attend,
     steps.Resample: _resample,
     steps.Combine: _combine,
+    steps.Call: _call,
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from one_op import (
     BFLOAT16,
+    DTYPES,
     FLOAT32,
     ISAS,
     OneOp,
@@ -275,3 +276,29 @@ def test_images_beyond_two_billion_values_are_right():
     assert torch.equal(many[-1:], alone)
     assert float(alone.std()) > 1
     assert not many[:-1].any()
+
+
+@per_isa
+@per_storage
+def test_a_call_reads_an_image_and_writes_an_image(isa, storage):
+    op = OneOp(isa, storage, x=integers(5, 20, 3, 4, seed=0))
+    y = op.buffer(20, 3, 4)
+
+    def doubled(read: memoryview, written: memoryview) -> None:
+        x, room = (torch.frombuffer(m, dtype=DTYPES[storage]) for m in (read, written))
+        assert len(x) == len(room) == 3 * 4 * 32
+        room.copy_(2 * x)
+
+    op.program.call("call", op.at["x"], y, doubled)
+    op.answer(y, 20, 3, 4)
+    for threads in (1, 2, 3):
+        assert torch.equal(op.run(threads=threads), 2 * op.parts["x"])
+    same_bits(op)
+
+
+@pytest.mark.parametrize(("x", "y"), [(-1, 1), (0, -1), (0, 7), (1, 0), (0, 0)])
+def test_a_call_needs_a_buffer_that_is_written_and_another(x, y):
+    op = OneOp("", FLOAT32, x=integers(1, 16, 3, 4, seed=0))
+    op.buffer(16, 3, 4)
+    with refused("call"):
+        op.program.call("call", x, y, lambda read, written: None)

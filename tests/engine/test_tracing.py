@@ -180,10 +180,3 @@ def test_another_network_is_left_to_torch(lively: Callable[..., nn.Module]):
     net = nn.Conv2d(1, 1, 1)
     net.shape, net.classes = (1, 4, 4), 0  # type: ignore[assignment]
     refused(Denoiser(net, Cosine(), "v"), "is a Conv2d; expected a UNet")
-
-
-def test_a_window_that_is_no_square_is_left_to_torch(folded: Callable[..., fold.Folded]):
-    made = folded("ddpm32")
-    conv = made.net.middle[0].conv1  # type: ignore[index, union-attr]
-    conv.padding = (1, 0)  # type: ignore[union-attr]
-    refused(made, r"middle.0.conv1 has kernel, stride and padding .*expected squares")

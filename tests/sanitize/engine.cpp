@@ -48,14 +48,31 @@ class Net {
     Array out(Dtype::float32, n_ * pixels * channels);
     const int threads = static_cast<int>(r_.between(1, 3));
     if (program_.workspace(n_, threads) < 0) throw std::runtime_error("workspace is negative");
-    for (int again = 0; again < 2; ++again) {
-      program_.run(images_.floats(), rows_ > 1 ? rows_of_.data() : nullptr, out.floats(), n_,
-                   threads);
-    }
-    check(last, out, channels);
+    for (int again = 0; again < 2; ++again) run_once(out, threads);
+    if (!fails_) check(last, out, channels);
   }
 
  private:
+  struct Stopped {};
+
+  template <class T>
+  static void halve(void* from, void* to, Int given, Int wanted) {
+    for (Int i = 0; i < wanted; ++i) {
+      kdgen::store(static_cast<T*>(to) + i, kdgen::load(static_cast<T*>(from)[i % given]) / 2);
+    }
+  }
+
+  void run_once(Array& out, int threads) {
+    bool stopped = false;
+    try {
+      program_.run(images_.floats(), rows_ > 1 ? rows_of_.data() : nullptr, out.floats(), n_,
+                   threads);
+    } catch (const Stopped&) {
+      stopped = true;
+    }
+    if (stopped != fails_) throw std::runtime_error(said_ + ": a call failed and the run did not");
+  }
+
   void check(const Known& last, const Array& out, Int channels) const {
     double most = 0;
     for (double v : last.values) most = std::max(most, std::fabs(v));
@@ -114,7 +131,7 @@ class Net {
   }
 
   void add_step() {
-    switch (r_.between(0, 5)) {
+    switch (r_.between(0, 6)) {
       case 0:
       case 1:
         return convolve();
@@ -124,6 +141,8 @@ class Net {
         return attend();
       case 4:
         return resample();
+      case 5:
+        return call();
       default:
         return combine();
     }
@@ -294,6 +313,26 @@ class Net {
     });
   }
 
+  // Of somebody outside, who may fail.
+  void call() {
+    const Known x = any();
+    Known y = fresh(r_.between(1, 9), r_.between(1, 9), 16 * r_.between(1, 3));
+    const Int given = x.shape.values(), wanted = y.shape.values();
+    const bool wide = dtype_ == Dtype::float32, fails = r_.between(0, 7) == 0;
+    fails_ = fails_ || (fails && n_ > 0);
+    said_ += " call";
+    program_.call("call", {place(x), place(y), [given, wanted, wide, fails](void* from, void* to) {
+                             if (fails) throw Stopped();
+                             wide ? halve<float>(from, to, given, wanted)
+                                  : halve<kdgen::BFloat16>(from, to, given, wanted);
+                           }});
+    const Shape shape = x.shape, to = y.shape;
+    fill(y, [&](Int image, Int i, Int j, Int c) {
+      const Int at = ((i * to.width + j) * to.channels + c) % shape.values();
+      return x.values[static_cast<std::size_t>(image * shape.values() + at)] / 2;
+    });
+  }
+
   void combine() {
     const Known x = any();
     const Known* found = other(x.shape, false);
@@ -311,7 +350,8 @@ class Net {
   Random& r_;
   Int n_, rows_;
   Dtype dtype_;
-  bool coarse_;  // whether anything was rounded to bfloat16
+  bool coarse_;         // whether anything was rounded to bfloat16
+  bool fails_ = false;  // whether a call does
   Program program_;
   std::vector<Known> known_;
   std::vector<std::int32_t> rows_of_;
