@@ -163,6 +163,22 @@ def test_an_old_torch_will_not_do(monkeypatch):
     assert software.torch().state == "missing"
 
 
+def test_the_engine_of_cpus_is_described(monkeypatch):
+    from kdgen.kernels import native
+
+    if native.module is None:
+        pytest.skip("needs the compiled part")
+    found = software.engine()
+    assert (found.topic, found.state) == ("engine", "ok")
+    assert found.text.startswith(native.module.isa())
+    assert ("emulated" in found.text) != native.module.Program().fast_bf16
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "why", "the compiled part did not load (no such file)")
+    found = software.engine()
+    assert found.state == "note"
+    assert "did not load (no such file); torch runs networks" in found.text
+
+
 @pytest.mark.gpu
 def test_the_gpu_is_described():
     assert "sm_" in machine.gpu().text

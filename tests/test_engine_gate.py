@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not installed
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # the benchmarks are not installed
 
 from benchmarks.cpu_peers import gate, layers
 from benchmarks.cpu_peers.layers import BF16, FP32, LAYERS, Layer, Pair
+from kdgen.kernels import native
 
 LAYER = LAYERS[0]
 
@@ -104,6 +108,20 @@ def test_products_that_a_machine_emulates_are_not_timed(
     assert all(la.dtype == FP32 for la in gate._here(Fake())[1])
     monkeypatch.setattr(Fake, "fast_bf16", True)
     assert gate._here(Fake())[1] == list(LAYERS)
+
+
+def test_the_gate_looks_at_the_instruction_set_in_use():
+    """Where KDGEN_ISA asks for another one, its floors count."""
+    if native.module is None or len(native.module.supported_isas()) < 2:
+        pytest.skip("needs the compiled part, and a choice")
+    best, other = native.module.isa(), native.module.supported_isas()[-1]
+    code = "from benchmarks.cpu_peers import layers; print(layers.program()().isa)"
+    for isa in (best, other):
+        env = {**os.environ, "KDGEN_ISA": isa}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True
+        )
+        assert ran.stdout.split() == [isa], ran.stderr
 
 
 def test_without_the_engine_the_gate_says_so(monkeypatch: Any, capsys: Any):

@@ -114,11 +114,13 @@ class Pair:
 
 
 def program(isa: str = "") -> Callable[[], Any] | str:
-    """What makes an empty program of the engine, or why there is none."""
-    try:
-        from kdgen import _native
-    except ImportError as error:
-        return f"the native engine is not compiled ({error})"
-    if not hasattr(_native, "Program"):
+    """What makes an empty program of the engine, or why there is none. Without `isa`, of the
+    instruction set in use: KDGEN_ISA chooses it."""
+    from kdgen.kernels import native
+
+    if native.module is None:
+        return f"the native engine is not compiled ({native.why})"
+    if not hasattr(native.module, "Program"):
         return "the native part that is compiled has no engine; build it again"
-    return lambda: _native.Program(isa)
+    make = native.module.Program
+    return lambda: make(isa)

@@ -20,4 +20,5 @@ def findings() -> list[Finding]:
     kernels = software.kernels()
     if kernels.state == "missing":
         return [*found, kernels]
-    return [*found, shipped.digits(), shipped.student(), kernels, software.backends()]
+    found += [kernels, software.backends(), software.engine()]
+    return [*found, shipped.digits(), shipped.student()]

@@ -57,6 +57,20 @@ def compiled() -> Finding:
     return Finding("compiled", "ok", f"{native.isa} (of {', '.join(native.isas)}), {threads}")
 
 
+def engine() -> Finding:
+    """What runs networks on a CPU."""
+    from kdgen.engine import missing
+    from kdgen.kernels import native
+
+    if why := missing():
+        text = f"none: {why}; torch runs networks on the CPU, more slowly"
+        return Finding("engine", "note", text)
+    assert native.module is not None
+    program = native.module.Program()
+    products = "as instructions" if program.fast_bf16 else "emulated, so bf16 runs in float32"
+    return Finding("engine", "ok", f"{program.isa}, products of bfloat16 {products}")
+
+
 def cuda() -> Finding:
     """The CUDA kernels. Triton's serve the same ops, so that nobody has to have them."""
     found = build.cuda()

@@ -17,6 +17,7 @@ from kdgen.engine.measuring import probe
 from kdgen.engine.network import Network
 from kdgen.engine.refusal import Refused
 from kdgen.engine.tracing import trace
+from kdgen.errors import MemoryLimitError
 from kdgen.kernels import native
 from kdgen.nets.unet import UNet
 
@@ -45,13 +46,16 @@ def taken(
     """`denoiser` for these times only, as the wish has it; `dtype` is what the network was asked
     for in.
 
-    Raises what `Wish.refuse` raises, where it insists on the engine.
+    Raises what `Wish.refuse` raises, where it insists on the engine; MemoryLimitError where there
+    is no room for it then.
     """
     if not (why := wish.unable(dtype, device)):
         try:
             return Taken(_compiled(denoiser, times, folds, wish.accuracy_for(dtype)), "")
         except Refused as refused:
             why = str(refused)
+        except MemoryError as error:
+            why = _no_room(wish, error)
     wish.refuse(why)
     if wish.accuracy is not None:
         log.warning(
@@ -61,6 +65,18 @@ def taken(
             why,
         )
     return Taken(None, why)
+
+
+def _no_room(wish: Wish, error: MemoryError) -> str:
+    """What torch is left with. MemoryLimitError where the wish insists on the engine."""
+    why = "there is no memory for its packed weights"
+    if wish.engine == "native":
+        raise MemoryLimitError(
+            f"engine: native was asked for, and {why}; expected room for them. Free memory, or let "
+            "torch run it (engine='auto')."
+        ) from error
+    log.warning("engine: torch runs the network: %s.", why)
+    return why
 
 
 def _compiled(

@@ -151,19 +151,23 @@ def settled(
 ) -> Settled[Made]:
     """The first plan whose measured error is within the bound; else the one with the smallest.
 
-    `attempt` makes something of a plan, and measures its error.
+    `attempt` makes something of a plan, and measures its error. Nothing that was made is kept while
+    the next is: there may not be room for both. So the nearest one may have to be made again.
     """
     trials: list[Trial] = []
-    best: tuple[Plan, Made, float] | None = None
     for plan in plans:
         made, error = attempt(plan)
         trials.append(Trial(plan.candidate, error))
-        if best is None or error < best[2] or math.isnan(best[2]):
-            best = (plan, made, error)
         if error <= bound:
-            break
-    assert best is not None
-    return Settled(*best, tuple(trials))
+            return Settled(plan, made, error, tuple(trials))
+        del made
+    nearest = min(range(len(plans)), key=lambda k: _worst_if_nan(trials[k].error))
+    made, error = attempt(plans[nearest])
+    return Settled(plans[nearest], made, error, tuple(trials))
+
+
+def _worst_if_nan(error: float) -> float:
+    return math.inf if math.isnan(error) else error
 
 
 @dataclass(frozen=True)

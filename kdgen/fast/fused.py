@@ -230,7 +230,12 @@ def generator(
     accuracy: str | None = None,
 ) -> Generator:
     """The fast or the plain generator of a denoiser; `steps` replaces the number of steps it is
-    meant to take, `engine` and `accuracy` are for the fast one."""
+    meant to take, `engine` and `accuracy` are for the fast one: ValueError beside the other."""
+    if not fast and (engine != "auto" or accuracy is not None):
+        raise ValueError(
+            f"generator: engine is {engine!r}, accuracy {accuracy!r}, fast is False; expected them "
+            "for the fast generator only. Pass fast=True, or leave them out."
+        )
     how = denoiser.sampling if steps is None else changed(denoiser.sampling, steps=steps)
     if not fast:
         return Generator(denoiser, seed=seed, batch=batch, dtype=dtype, how=how)

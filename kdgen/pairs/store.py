@@ -65,6 +65,7 @@ class PairStore:
 
 
 def shard(k: int) -> str:
+    """The directory of shard k."""
     return f"shard-{k:05d}"
 
 
@@ -74,10 +75,12 @@ def fits(shard: checkpoint.Checkpoint, k: int, wanted: Plan) -> bool:
 
 
 def facts(k: int, wanted: Plan) -> dict[str, Any]:
+    """What shard k says of itself."""
     return {"plan": asdict(wanted), "first": k * wanted.shard, "count": len(wanted.indices(k))}
 
 
 def read_plan(root: Path) -> Plan:
+    """Of the store at `root`. DataError where there is none that can be read."""
     try:
         return Plan(**json.loads((root / PLAN).read_bytes()))
     except FileNotFoundError:

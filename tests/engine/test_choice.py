@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -22,6 +23,10 @@ from kdgen.engine.choice import (
 from kdgen.engine.steps import NONE, Buffer, Convolve, Input, Output, Trace
 
 F32, BF16 = torch.float32, torch.bfloat16
+
+
+class Made:
+    """Of a plan."""
 
 
 def one(
@@ -247,3 +252,16 @@ def test_when_none_keeps_the_bound_the_nearest_is_taken(errors: tuple[float, ...
     assert end.plan is end.made is found[1]
     assert end.error == 2e-5
     assert len(end.trials) == 3
+
+
+def test_nothing_that_was_made_is_kept_while_the_next_is():
+    found = plans(MIXED, "fp32", fast_bf16=True)
+    alive: weakref.WeakSet[Made] = weakref.WeakSet()
+
+    def attempt(plan: Plan) -> tuple[Made, float]:
+        assert not alive
+        made = Made()
+        alive.add(made)
+        return made, 1.0
+
+    assert settled(found, 0.5, attempt).made in alive

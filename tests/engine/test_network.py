@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdgen import engine, fold, nets
+from kdgen.denoiser import Denoiser
 from kdgen.engine import building
 from kdgen.engine.choice import BOUNDS, CANDIDATES, DIRECT, Candidate, Plan, planned
 from kdgen.engine.compiling import compiled as program
 from kdgen.engine.measuring import Probe, probe
 from kdgen.engine.tracing import trace
 from kdgen.kernels import native
+from kdgen.schedules import Cosine
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -122,6 +124,25 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads(
             for n in (1, 2, 5, 36):
                 some = [None if v is None else v[1 : 1 + n] for v in given.all]
                 assert torch.equal(net(*some), whole[1 : 1 + n]), (count, n)
+
+
+def test_threads_that_share_every_step_say_what_one_says(
+    lively: Callable[..., nn.Module], threads: Callable[[int], None]
+):
+    """As they do for fewer images than threads, where the work is worth it: 60M products here."""
+    size = nets.UNetConfig(
+        16, channels=3, width=64, mult=(1, 2), blocks=1, attention=(8,), groups=8
+    )
+    plain = Denoiser(lively(nets.UNet(size)), Cosine(), "v")
+    net = engine.network(fold.fold(plain, (1.0,), folds=engine.FOLDS, check=False), "fp32")
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    time = torch.ones(3)
+    threads(1)
+    alone = net(x, time)
+    for count in (2, 3, 4):
+        threads(count)
+        for n in (1, 3):
+            assert torch.equal(net(x[:n], time[:n]), alone[:n]), (count, n)
 
 
 def test_no_images_are_no_work(folded: Callable[..., fold.Folded], inputs: Any):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import kdgen
 from kdgen import engine, kernels, nets
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.engine import Network, Wish
+from kdgen.engine import Network, Wish, building
 from kdgen.errors import MemoryLimitError, MissingError
 from kdgen.fast import FastGenerator, Generator, fused, generator
 from kdgen.kernels import native
@@ -146,6 +146,22 @@ def test_memory_that_runs_out_in_the_engine_halves_the_batch(
 
 
 @with_engine
+def test_no_memory_for_the_weights_leaves_it_to_torch_or_is_said(
+    student: Denoiser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def cramped(*_: Any) -> Network:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(building, "network", cramped)
+    make = FastGenerator(student)
+    assert not native_net(make)
+    assert "no memory for its packed weights" in caplog.text
+    assert "no memory for its packed weights" in make.explain()
+    with pytest.raises(MemoryLimitError, match="native was asked for, and there is no memory"):
+        FastGenerator(student, engine="native")
+
+
+@with_engine
 def test_explain_shows_the_plan(student: Denoiser):
     said = FastGenerator(student, batch=16).explain()
     assert said.startswith("FastGenerator on cpu, network in float32")
@@ -272,9 +288,11 @@ def test_every_class_and_its_bound_is_documented():
     assert {n: float(b.replace("–", "inf")) for n, b in rows.items()} == engine.BOUNDS
 
 
-def test_the_plain_generator_has_no_engine(student: Denoiser):
-    make = generator(student, fast=False, engine="native")
-    assert type(make) is Generator
+@pytest.mark.parametrize("asked", [{"engine": "native"}, {"accuracy": "fp32"}], ids=str)
+def test_the_plain_generator_has_no_engine_to_ask_for(student: Denoiser, asked: dict[str, str]):
+    assert type(generator(student, fast=False)) is Generator
+    with pytest.raises(ValueError, match="expected them for the fast generator only"):
+        generator(student, fast=False, **asked)
 
 
 # ---- kdgen.accelerate -----------------------------------------------------------------------
