@@ -17,10 +17,11 @@ namespace engine {
 struct Two {
   static constexpr int kPoints = 4, kOutputs = 2, kInputs = 4, kStride = 2;
 
-  static KDGEN_MEMBER void weights(const double* w, double* u) {
+  static KDGEN_MEMBER void weights(const Vec* w, Vec* u) {
+    const Vec half = all(0.5f), even = half * (w[0] + w[2]);
     u[0] = -w[0];
-    u[1] = (w[0] + w[1] + w[2]) / 2;
-    u[2] = (w[0] - w[1] + w[2]) / 2;
+    u[1] = even + half * w[1];
+    u[2] = even - half * w[1];
     u[3] = w[2];
   }
   static KDGEN_MEMBER void input(const Vec* x, Vec* r) {
@@ -41,13 +42,15 @@ struct Four {
   static constexpr int kPoints = 6, kOutputs = 4, kInputs = 6, kStride = 4;
   static constexpr float a = 0.75f, b = 1.5f, aa = a * a, bb = b * b;
 
-  static KDGEN_MEMBER void weights(const double* w, double* u) {
-    constexpr double at_a = 2.0 * aa * (aa - bb), at_b = 2.0 * bb * (bb - aa);
-    u[0] = w[0] / (aa * bb);
-    u[1] = (w[0] + a * w[1] + aa * w[2]) / at_a;
-    u[2] = (w[0] - a * w[1] + aa * w[2]) / at_a;
-    u[3] = (w[0] + b * w[1] + bb * w[2]) / at_b;
-    u[4] = (w[0] - b * w[1] + bb * w[2]) / at_b;
+  static KDGEN_MEMBER void weights(const Vec* w, Vec* u) {
+    constexpr float at_a = 1 / (2 * aa * (aa - bb)), at_b = 1 / (2 * bb * (bb - aa));
+    u[0] = all(1 / (aa * bb)) * w[0];
+    const Vec even_a = all(at_a) * w[0] + all(aa * at_a) * w[2];
+    u[1] = even_a + all(a * at_a) * w[1];
+    u[2] = even_a - all(a * at_a) * w[1];
+    const Vec even_b = all(at_b) * w[0] + all(bb * at_b) * w[2];
+    u[3] = even_b + all(b * at_b) * w[1];
+    u[4] = even_b - all(b * at_b) * w[1];
     u[5] = w[2];
   }
   static KDGEN_MEMBER void input(const Vec* x, Vec* r) {
@@ -75,7 +78,7 @@ struct Four {
 struct Doubled {
   static constexpr int kPoints = 3, kOutputs = 2, kInputs = 3, kStride = 1;
 
-  static KDGEN_MEMBER void weights(const double* w, double* u) {
+  static KDGEN_MEMBER void weights(const Vec* w, Vec* u) {
     u[0] = w[0];
     u[1] = w[0] + w[1] + w[2];
     u[2] = w[2];

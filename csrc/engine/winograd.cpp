@@ -2,11 +2,16 @@
 // every point, and back, where bias and residual join.
 //
 // A task takes a block of tiles, whatever images they are of. Weights stream through once a block,
-// the next point's fetched while one point's are in use.
+// the next point's fetched while one point's are in use. For few tiles their points would take
+// longer to come from memory than to be made of the taps, in cache.
+#include <type_traits>
+#include <utility>
+
 #include "forms.h"
 #include "multiply.h"
 #include "steps.h"
 #include "tables.h"
+#include "taps.h"
 
 KDGEN_BEGIN
 namespace engine {
@@ -18,6 +23,13 @@ constexpr std::int64_t kApart = 32;
 // Of a block. Fewer would read the weights more often than the third-level cache gives them;
 // more would push each other's points out of the second-level cache.
 constexpr std::int64_t kTiles = 48;
+// Of all images together, for which the points of weights are made of taps. F(4×4) takes two thirds
+// of the time then with 4 tiles, four fifths with 8, more with 16; F(2×2) a seventh less with 4,
+// more with 12.
+constexpr std::int64_t kFew = 8;
+// Inputs whose points are made at a time: the 36 matrices of a panel take a third of a second-level
+// cache of 1 MiB, and sums are loaded and stored again only every 32 products.
+constexpr std::int64_t kDepth = 32;
 
 template <class F, class Act, class Prod>
 class Winograd final : public Step {
@@ -29,7 +41,9 @@ class Winograd final : public Step {
         bias_(copied(p.bias, p.rows * p.y.shape.channels)),
         weights_(kSquare * inputs() * outputs() * std::int64_t{sizeof(Prod)}),
         outside_(zeros(inputs() * std::int64_t{sizeof(Act)})) {
-    pack();
+    Taps<F> taps(p.weight, outputs(), inputs());
+    pack(taps);
+    if (makes(1)) taps_ = std::move(taps);
   }
 
   std::int64_t tasks(const Group& group) const override {
@@ -39,33 +53,30 @@ class Winograd final : public Step {
 
   std::int64_t scratch(std::int64_t images) const override {
     const std::int64_t tiles = smaller(kTiles, images * down_ * across_);
+    const std::int64_t made = makes(1) ? products(kDepth, kPanel) : 0;
     return points(tiles) * std::int64_t{sizeof(Prod)} * kSquare +
-           products(tiles, kPanel) * 4 * kSquare;
+           (products(tiles, kPanel) + made) * 4 * kSquare;
   }
 
-  std::int64_t packed() const override { return weights_.bytes(); }
+  std::int64_t packed() const override { return weights_.bytes() + taps_.bytes(); }
   std::int64_t work() const override { return down_ * across_ * kSquare * inputs() * outputs(); }
 
   void run(const Group& group, std::int64_t task, char* scratch) const override {
     const Cut cut = this->cut(group.images, group.workers);
     const std::int64_t first = task / cut.parts * cut.tiles;
     const std::int64_t count = smaller(cut.tiles, group.images * down_ * across_ - first);
-    Prod* const at_points = reinterpret_cast<Prod*>(scratch);
-    float* const made = reinterpret_cast<float*>(at_points + kSquare * points(cut.tiles));
+    Block block = {reinterpret_cast<Prod*>(scratch), nullptr, cut.tiles, count};
+    block.made = reinterpret_cast<float*>(block.at_points + kSquare * points(cut.tiles));
     for (std::int64_t t = 0; t < count; ++t) {
-      to_points(group, first + t, at_points + t * inputs(), points(cut.tiles));
+      to_points(group, first + t, block.at_points + t * inputs(), points(cut.tiles));
     }
     const std::int64_t part = divided_up(divided_up(outputs(), kPanel), cut.parts) * kPanel;
     const std::int64_t begin = task % cut.parts * part, end = smaller(begin + part, outputs());
     for_panels(begin, end, [&](std::int64_t channel, std::int64_t width) {
-      const Prod* u = weights_.template as<Prod>() + kSquare * inputs() * channel;
-      const std::int64_t apart = products(cut.tiles, width);
-      for (int point = 0; point < kSquare; ++point) {
-        product(at_points + point * points(cut.tiles), count, u + point * inputs() * width,
-                made + point * apart, width);
-      }
+      multiply(group.images, block, channel, width);
       for (std::int64_t t = 0; t < count; ++t) {
-        from_points(group, first + t, made + t * width, apart, channel, width);
+        from_points(group, first + t, block.made + t * width, products(cut.tiles, width), channel,
+                    width);
       }
     });
   }
@@ -77,12 +88,25 @@ class Winograd final : public Step {
     std::int64_t tiles, blocks, parts;  // tiles of a block, blocks, parts of its panels
   };
 
+  // Tiles and their products with a panel: at every point a matrix of each.
+  struct Block {
+    Prod* at_points;
+    float* made;
+    std::int64_t tiles, count;  // for which there is room; which there are
+  };
+
   std::int64_t inputs() const { return p_.x.shape.channels; }
   std::int64_t outputs() const { return p_.y.shape.channels; }
   // From one point's matrix to the next, in values.
   std::int64_t points(std::int64_t tiles) const { return tiles * inputs() + kApart; }
   static std::int64_t products(std::int64_t tiles, std::int64_t width) {
     return tiles * width + kApart;
+  }
+
+  // Whether the weights' points are made where they are used.
+  bool makes(std::int64_t images) const {
+    constexpr bool fewer = std::is_same<Prod, float>::value && kTaps < kSquare;
+    return fewer && images * down_ * across_ <= kFew;
   }
 
   Cut cut(std::int64_t images, int workers) const {
@@ -131,21 +155,63 @@ class Winograd final : public Step {
     }
   }
 
-  // made (rows, width) = a (rows, inputs) times one panel.
-  void product(const Prod* a, std::int64_t rows, const Prod* panel, float* made,
-               std::int64_t width) const {
-    const std::int64_t k = inputs();
-    const char* ahead = reinterpret_cast<const char*>(panel + k * width);
+  // Both ways give the same bits: points of weights come from one function, and sums are added in
+  // the order of inputs.
+  void multiply(std::int64_t images, const Block& block, std::int64_t channel,
+                std::int64_t width) const {
+    if constexpr (std::is_same<Prod, float>::value) {
+      if (makes(images)) return multiply_made(block, channel, width);
+    }
+    multiply_packed(block, channel, width);
+  }
+
+  void multiply_packed(const Block& block, std::int64_t channel, std::int64_t width) const {
+    const std::int64_t own = inputs() * width, apart = products(block.tiles, width);
+    const Prod* panel = weights_.template as<Prod>() + kSquare * inputs() * channel;
+    for (int point = 0; point < kSquare; ++point, panel += own) {
+      product(block.at_points + point * points(block.tiles), block.count, panel, inputs(), width,
+              true, reinterpret_cast<const char*>(panel + own), kLine * inputs(),
+              block.made + point * apart);
+    }
+  }
+
+  // Meanwhile the next inputs' taps are fetched, a cache line for every input and point: of panels
+  // with 64 channels those are all that there are where the points are 36.
+  void multiply_made(const Block& block, std::int64_t channel, std::int64_t width) const {
+    const std::int64_t apart = products(block.tiles, width);
+    float* const panel = block.made + kSquare * products(block.tiles, kPanel);
+    for (std::int64_t k = 0; k < inputs(); k += kDepth) {
+      const std::int64_t depth = smaller(kDepth, inputs() - k), own = products(depth, width);
+      taps_.points(channel, width, k, depth, panel, own);
+      const char* next = reinterpret_cast<const char*>(taps_.at(channel, width, k + depth));
+      for (int point = 0; point < kSquare; ++point) {
+        product(block.at_points + point * points(block.tiles) + k, block.count, panel + point * own,
+                depth, width, k == 0, next + point * kLine * depth, 0, block.made + point * apart);
+      }
+    }
+  }
+
+  // made (rows, width) = a (rows, depth) times one panel, or more by that if not `fresh`. On the
+  // way it fetches from `ahead` on, for every few rows `step` bytes further.
+  void product(const Prod* a, std::int64_t rows, const Prod* panel, std::int64_t depth,
+               std::int64_t width, bool fresh, const char* ahead, std::int64_t step,
+               float* made) const {
     for (std::int64_t r = 0; r < rows; r += kRows) {
       with_tile(smaller(kRows, rows - r), width, [&](auto count, auto vecs) {
         constexpr int R = decltype(count)::value, V = decltype(vecs)::value;
         const Prod* row[R];
-        for (int i = 0; i < R; ++i) row[i] = a + (r + i) * k;
+        for (int i = 0; i < R; ++i) row[i] = a + (r + i) * inputs();
+        float* const to = made + r * width;
         Sums<R, V> sums = {};
-        multiply<Prod, R, V>(row, k, panel, ahead, sums);
-        ahead += kLine * k;
+        if (!fresh) {
+          for (int i = 0; i < R; ++i) {
+            for (int v = 0; v < V; ++v) sums.at[i][v] = load(to + i * width + v * kWidth);
+          }
+        }
+        engine::multiply<Prod, R, V>(row, depth, panel, ahead, sums);
+        ahead += step;
         for (int i = 0; i < R; ++i) {
-          for (int v = 0; v < V; ++v) store(made + (r + i) * width + v * kWidth, sums.at[i][v]);
+          for (int v = 0; v < V; ++v) store(to + i * width + v * kWidth, sums.at[i][v]);
         }
       });
     }
@@ -206,45 +272,29 @@ class Winograd final : public Step {
     }
   }
 
-  // Points of the weights in double, rounded once.
-  void pack() {
-    Prod* u = weights_.template as<Prod>();
+  void pack(const Taps<F>& taps) {
     for_panels(0, outputs(), [&](std::int64_t channel, std::int64_t width) {
-      Prod* panel = u + kSquare * inputs() * channel;
+      Prod* panel = weights_.template as<Prod>() + kSquare * inputs() * channel;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static)
 #endif
       for (std::int64_t k = 0; k < inputs(); ++k) {
-        for (std::int64_t o = 0; o < width; ++o) {
-          double points[kSquare];
-          of_weight(p_.weight + ((channel + o) * inputs() + k) * 9, points);
-          for (int i = 0; i < kSquare; ++i) {
+        float made[kSquare * kPanel];
+        taps.points(channel, width, k, 1, made, width);
+        for (int i = 0; i < kSquare; ++i) {
+          for (std::int64_t o = 0; o < width; ++o) {
             kdgen::store(panel + i * inputs() * width + place_in_panel<Prod>(k, o, width),
-                         static_cast<float>(points[i]));
+                         made[i * width + o]);
           }
         }
       }
     });
   }
 
-  static void of_weight(const float* w, double* points) {
-    constexpr int N = F::kPoints;
-    double half[3][N];
-    for (int i = 0; i < 3; ++i) {
-      const double row[3] = {w[3 * i], w[3 * i + 1], w[3 * i + 2]};
-      F::weights(row, half[i]);
-    }
-    for (int j = 0; j < N; ++j) {
-      const double column[3] = {half[0][j], half[1][j], half[2][j]};
-      double r[N];
-      F::weights(column, r);
-      for (int i = 0; i < N; ++i) points[i * N + j] = r[i];
-    }
-  }
-
   Convolve p_;
   std::int64_t down_, across_;
   Pages bias_, weights_, outside_;
+  Taps<F> taps_;  // where one image has few tiles
 };
 
 template <class F>

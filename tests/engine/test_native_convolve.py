@@ -317,6 +317,26 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_threads(isa, form, precisio
 
 
 @per_isa
+@pytest.mark.parametrize("channels", CHANNELS, ids=str)
+@pytest.mark.parametrize(("form", "size"), [("winograd2", (3, 4)), ("winograd4", (5, 7))])
+def test_few_tiles_come_out_as_many_do(isa, form, size, channels):
+    """Points of weights are made of taps for 4 tiles, an image's, and packed for 20."""
+    case = Case(form, "fp32", 5, size, *channels, residual=True)
+    same_bits(case.program(isa))
+
+
+@per_isa
+@pytest.mark.parametrize("form", TRANSFORMS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_taps_are_kept_where_they_are_fewer_and_an_image_has_few_tiles(isa, form, precision):
+    small, large = (
+        Case(form, precision, 1, size).program(isa).program.packed for size in [(3, 4), (16, 16)]
+    )
+    kept = form != "up_winograd" and precision == "fp32"
+    assert small - large == kept * 9 * 4 * 48 * 80
+
+
+@per_isa
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bits_of_any_window_depend_neither_on_the_batch_nor_on_the_threads(isa, precision):
     for kernel, stride in [(1, 1), (1, 2), (3, 2), (4, 2)]:
