@@ -55,15 +55,20 @@ class Attention final : public Step {
   }
   static std::int64_t stride(const Slice& slice) { return slice.place.shape.channels; }
 
-  // Panels (width, tokens), zero behind the last token.
+  // Panels (width, tokens), zero behind the last token. A few channels at a time, whose lines of
+  // the panel stay in the first-level cache.
   void pack_keys(const T* k, std::int64_t stride, T* keys) const {
     for_panels(0, padded_, [&](std::int64_t first, std::int64_t width) {
       T* panel = keys + first * p_.width;
-      for (std::int64_t t = 0; t < width; ++t) {
-        const T* from = k + (first + t) * stride;
-        T* to = panel + t * kUnit;
-        for (std::int64_t c = 0; c < p_.width; c += kUnit, to += width * kUnit) {
-          for (std::int64_t u = 0; u < kUnit; ++u) to[u] = first + t < tokens_ ? from[c + u] : T{};
+      for (std::int64_t begin = 0; begin < p_.width; begin += kBlock) {
+        for (std::int64_t t = 0; t < width; ++t) {
+          const T* from = k + (first + t) * stride + begin;
+          T* to = panel + begin * width + t * kUnit;
+          for (std::int64_t c = 0; c < kBlock; c += kUnit, to += width * kUnit) {
+            for (std::int64_t u = 0; u < kUnit; ++u) {
+              to[u] = first + t < tokens_ ? from[c + u] : T{};
+            }
+          }
         }
       }
     });

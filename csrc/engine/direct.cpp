@@ -89,11 +89,11 @@ class Direct final : public Step {
   std::int64_t depth() const { return p_.x.shape.channels + p_.more.shape.channels; }
   std::int64_t segments() const { return taps_ * (p_.more ? 2 : 1); }
 
+  // Threads share every block: few blocks would leave the last thread with less than the others,
+  // and each would read all weights.
   Cut cut(const Group& group) const {
-    const std::int64_t blocks = divided_up(group.images * rows_ * columns_, kPixels);
     const std::int64_t panels = divided_up(outputs(), kPanel);
-    const std::int64_t wanted = divided_up(group.workers, phases_ * blocks);
-    return {blocks, smaller(wanted, panels)};
+    return {divided_up(group.images * rows_ * columns_, kPixels), smaller(group.workers, panels)};
   }
 
   void describe(Phase& phase) const {
