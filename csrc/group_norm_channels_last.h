@@ -218,8 +218,18 @@ struct Normalise {
   Values<W> operator()(const float* x) const { return ((load_columns<W>(x) + add) - mean) * rstd; }
 };
 
-// To the second-level cache: walking down a column does not tell that its neighbours are next.
-KDGEN_INLINE void announce(const void* next) { __builtin_prefetch(next, 0, 2); }
+// Rows walked before the next columns: of a row that is longer than a register, the rest is still
+// in the first-level cache then.
+constexpr std::int64_t kWalked = 16;
+
+// f(first row, last row, first column, how many as a constant): a few rows at a time.
+template <class Call>
+inline void each_patch(std::int64_t rows, std::int64_t width, const Call& call) {
+  for (std::int64_t from = 0; from < rows; from += kWalked) {
+    const std::int64_t end = smaller(rows, from + kWalked);
+    each_columns(width, [&](std::int64_t c, auto columns) { call(from, end, c, columns); });
+  }
+}
 
 // Rows of dy are `stride` long; dz is laid out like x. `part` is where the block's sums go.
 template <bool Act>
@@ -227,17 +237,19 @@ void slope_rows(const float* x, const float* dy, std::int64_t stride, float* dz,
                 const GroupNormBackward& p, const BackwardScratch& s, const Strip& strip,
                 std::int64_t image, std::int64_t part) {
   const std::int64_t width = strip.width, at = image * s.of.step + strip.from;
-  each_columns(width, [&](std::int64_t c, auto columns) {
+  float *s1_of = s.part_dz + part, *s2_of = s.part_dz_xhat + part, *s3_of = s.part_xhat + part;
+  for (std::int64_t c = 0; c < width; ++c) s1_of[c] = s2_of[c] = s3_of[c] = 0;
+  each_patch(rows, width, [&](std::int64_t from, std::int64_t end, std::int64_t c, auto columns) {
     constexpr int W = columns;
     const Normalise<W> normalise(p, s, image, strip.from + c);
     const Values<W> gain = load_columns<W>(s.of.gain + at + c);
     const Values<W> offset = load_columns<W>(s.of.offset + at + c);
-    Values<W> s1 = {}, s2 = {}, s3 = {};
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const std::int64_t here = r * width + c, there = r * stride + c;
-      announce(x + here + W), announce(dy + there + W), announce(dz + here + W);
+    Values<W> s1 = load_columns<W>(s1_of + c), s2 = load_columns<W>(s2_of + c);
+    Values<W> s3 = load_columns<W>(s3_of + c);
+    for (std::int64_t r = from; r < end; ++r) {
+      const std::int64_t here = r * width + c;
       const Values<W> xhat = normalise(x + here);
-      Values<W> d = load_columns<W>(dy + there);
+      Values<W> d = load_columns<W>(dy + r * stride + c);
       if (Act) {
         const Values<W> z = fused_lanes<W>(xhat, gain, offset);
         d *= each_lane<W>(z, [](float v) { return silu_slope(v); });
@@ -247,9 +259,9 @@ void slope_rows(const float* x, const float* dy, std::int64_t stride, float* dz,
       s2 += d * xhat;
       s3 += xhat;
     }
-    store_columns<W>(s.part_dz + part + c, s1);
-    store_columns<W>(s.part_dz_xhat + part + c, s2);
-    store_columns<W>(s.part_xhat + part + c, s3);
+    store_columns<W>(s1_of + c, s1);
+    store_columns<W>(s2_of + c, s2);
+    store_columns<W>(s3_of + c, s3);
   });
 }
 
@@ -280,29 +292,24 @@ inline void join_sums(const GroupNormBackward& p, const BackwardScratch& s, cons
   }
 }
 
-// A few rows at a time: the values of an image that outgrows the cache then come in their order.
 inline void return_rows(const float* x, const float* dz, float* dx, std::int64_t rows,
                         const Strip& strip, const GroupNormBackward& p, const BackwardScratch& s,
                         std::int64_t image) {
-  constexpr std::int64_t few = 8;
   const std::int64_t width = strip.width;
-  for (std::int64_t from = 0; from < rows; from += few) {
-    const std::int64_t end = smaller(rows, from + few);
-    each_columns(width, [&](std::int64_t c, auto columns) {
-      constexpr int W = columns;
-      const std::int64_t at = image * p.channels + strip.from + c;
-      const Normalise<W> normalise(p, s, image, strip.from + c);
-      const Values<W> gain = load_columns<W>(s.of.gain + image * s.of.step + strip.from + c);
-      const Values<W> level = load_columns<W>(s.level_of + at);
-      const Values<W> tilt = load_columns<W>(s.tilt_of + at);
-      for (std::int64_t r = from; r < end; ++r) {
-        const std::int64_t here = r * width + c;
-        const Values<W> own = load_columns<W>(dz + here) * gain + level;
-        const Values<W> sum = fused_lanes<W>(normalise(x + here), tilt, own);
-        store_columns<W>(dx + here, sum * normalise.rstd);
-      }
-    });
-  }
+  each_patch(rows, width, [&](std::int64_t from, std::int64_t end, std::int64_t c, auto columns) {
+    constexpr int W = columns;
+    const std::int64_t at = image * p.channels + strip.from + c;
+    const Normalise<W> normalise(p, s, image, strip.from + c);
+    const Values<W> gain = load_columns<W>(s.of.gain + image * s.of.step + strip.from + c);
+    const Values<W> level = load_columns<W>(s.level_of + at);
+    const Values<W> tilt = load_columns<W>(s.tilt_of + at);
+    for (std::int64_t r = from; r < end; ++r) {
+      const std::int64_t here = r * width + c;
+      const Values<W> own = load_columns<W>(dz + here) * gain + level;
+      const Values<W> sum = fused_lanes<W>(normalise(x + here), tilt, own);
+      store_columns<W>(dx + here, sum * normalise.rstd);
+    }
+  });
 }
 
 template <bool Act, class T>

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # the benchmarks are not installed
+sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
 from benchmarks.cpu_peers import gate, layers
 from benchmarks.cpu_peers.layers import BF16, FP32, LAYERS, Layer, Pair
 from kdgen.kernels import native
 
+ROOT = Path(__file__).parents[1]
 LAYER = LAYERS[0]
 
 

@@ -8,7 +8,7 @@ KDGEN_BEGIN
 namespace engine {
 
 struct Walk {
-  std::int64_t rows, columns;    // of an image
+  std::int64_t rows, columns;  // of an image
   std::int64_t image, row, column;
 
   KDGEN_MEMBER Walk(std::int64_t rows, std::int64_t columns, std::int64_t first)

@@ -12,6 +12,7 @@
 #include "steps.h"
 #include "tables.h"
 #include "taps.h"
+#include "walk.h"
 
 KDGEN_BEGIN
 namespace engine {
@@ -67,15 +68,17 @@ class Winograd final : public Step {
     const std::int64_t count = smaller(cut.tiles, group.images * down_ * across_ - first);
     Block block = {reinterpret_cast<Prod*>(scratch), nullptr, cut.tiles, count};
     block.made = reinterpret_cast<float*>(block.at_points + kSquare * points(cut.tiles));
-    for (std::int64_t t = 0; t < count; ++t) {
-      to_points(group, first + t, block.at_points + t * inputs(), points(cut.tiles));
+    Walk tile(down_, across_, first);
+    for (std::int64_t t = 0; t < count; ++t, tile.next()) {
+      to_points(group, tile, block.at_points + t * inputs(), points(cut.tiles));
     }
     const std::int64_t part = divided_up(divided_up(outputs(), kPanel), cut.parts) * kPanel;
     const std::int64_t begin = task % cut.parts * part, end = smaller(begin + part, outputs());
     for_panels(begin, end, [&](std::int64_t channel, std::int64_t width) {
       multiply(group.images, block, channel, width);
-      for (std::int64_t t = 0; t < count; ++t) {
-        from_points(group, first + t, block.made + t * width, products(cut.tiles, width), channel,
+      Walk back(down_, across_, first);
+      for (std::int64_t t = 0; t < count; ++t, back.next()) {
+        from_points(group, back, block.made + t * width, products(cut.tiles, width), channel,
                     width);
       }
     });
@@ -119,12 +122,11 @@ class Winograd final : public Step {
   }
 
   // One tile's points, `apart` from each other.
-  void to_points(const Group& group, std::int64_t tile, Prod* to, std::int64_t apart) const {
+  void to_points(const Group& group, const Walk& tile, Prod* to, std::int64_t apart) const {
     constexpr int I = F::kInputs, N = F::kPoints;
     const Shape& shape = p_.x.shape;
-    const Act* image = group.image<const Act>(p_.x, tile / (down_ * across_));
-    const std::int64_t top = tile / across_ % down_ * F::kStride - 1;
-    const std::int64_t left = tile % across_ * F::kStride - 1;
+    const Act* image = group.image<const Act>(p_.x, tile.image);
+    const std::int64_t top = tile.row * F::kStride - 1, left = tile.column * F::kStride - 1;
     const Act* pixel[I][I];
     for (int i = 0; i < I; ++i) {
       for (int j = 0; j < I; ++j) {
@@ -218,13 +220,12 @@ class Winograd final : public Step {
   }
 
   // One tile of `width` channels of y, from `made`, whose points are `apart`.
-  void from_points(const Group& group, std::int64_t tile, const float* made, std::int64_t apart,
+  void from_points(const Group& group, const Walk& tile, const float* made, std::int64_t apart,
                    std::int64_t channel, std::int64_t width) const {
-    const std::int64_t top = tile / across_ % down_ * F::kOutputs;
-    const std::int64_t left = tile % across_ * F::kOutputs;
+    const std::int64_t top = tile.row * F::kOutputs, left = tile.column * F::kOutputs;
     const std::int64_t high = smaller(F::kOutputs, p_.y.shape.height - top);
     const std::int64_t wide = smaller(F::kOutputs, p_.y.shape.width - left);
-    const std::int64_t n = tile / (down_ * across_);
+    const std::int64_t n = tile.image;
     const std::int64_t at = (top * p_.y.shape.width + left) * outputs() + channel;
     const Act* residual = p_.residual ? group.image<const Act>(p_.residual, n) + at : nullptr;
     const float* bias = bias_.template as<float>() + group.row(n, p_.rows) * outputs() + channel;

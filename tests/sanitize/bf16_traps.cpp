@@ -95,7 +95,7 @@ struct Instruction {
   unsigned opcode, prefix;  // prefix: 2 for F3, 3 for F2
   int to, from;
   bool memory, broadcast;
-  int other;             // a register …
+  int other;              // a register …
   std::uint64_t address;  // … or memory
   int length;
 };
@@ -173,7 +173,8 @@ void products(const Instruction& i, Saved& saved) {
   operand(i, saved, b);
   for (int l = 0; l < kLanes; ++l) {
     float t = flushed(sum[l]);
-    t = flushed(bits_of(__builtin_fmaf(flushed(a[l] & 0xffff0000u), flushed(b[l] & 0xffff0000u), t)));
+    t = flushed(
+        bits_of(__builtin_fmaf(flushed(a[l] & 0xffff0000u), flushed(b[l] & 0xffff0000u), t)));
     t = __builtin_fmaf(flushed(a[l] << 16), flushed(b[l] << 16), t);
     sum[l] = bits_of(t);
   }
