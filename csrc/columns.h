@@ -67,18 +67,23 @@ KDGEN_INLINE Values<W> fused_lanes(const Values<W>& a, const Values<W>& b, const
 template <class T>
 class Floats {
  public:
-  Floats(std::int64_t rows, std::int64_t width)
-      : rows_(rows), width_(width), room_(new float[static_cast<std::size_t>(rows * width)]) {}
+  Floats(std::int64_t rows, std::int64_t width) : rows_(rows), width_(width), room_(own_) {
+    if (rows * width <= kUsual) return;
+    more_.reset(new float[static_cast<std::size_t>(rows * width)]);
+    room_ = more_.get();
+  }
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
 
   const float* read(const T* from, std::int64_t stride) const {
     for (std::int64_t r = 0; r < rows_; ++r, from += stride) {
 #pragma omp simd
       for (std::int64_t c = 0; c < width_; ++c) room_[r * width_ + c] = load(from[c]);
     }
-    return room_.get();
+    return room_;
   }
 
-  float* place(T*) const { return room_.get(); }
+  float* place(T*) const { return room_; }
 
   void write(T* to, std::int64_t stride) const {
     for (std::int64_t r = 0; r < rows_; ++r, to += stride) {
@@ -91,8 +96,13 @@ class Floats {
   std::int64_t stride(std::int64_t) const { return width_; }
 
  private:
+  // A block of rows, unless one row alone is longer.
+  static constexpr std::int64_t kUsual = 8192;
+
   std::int64_t rows_, width_;
-  std::unique_ptr<float[]> room_;
+  float* room_;
+  std::unique_ptr<float[]> more_;
+  float own_[kUsual];
 };
 
 template <>

@@ -153,6 +153,8 @@ def scale_input(
 def philox(
     seed: int, stream: int, index: int, out: int, n: int, size: int, draw: int, threads: int
 ) -> None: ...
+def use_one_thread() -> None:
+    """For this thread, until the `Program.call` that it is in ends."""
 
 class Program:
     """A network as steps over buffers, which run in the order in which they were added.

@@ -140,8 +140,9 @@ def _seconds(stage: Stage, tutor: Denoiser, nets: Nets, images: Images) -> float
     if wanted is not None:
         source = Blank(nets.student, "pairs")
         index = wanted.indices(0)[:TRIED_PAIRS]
+        made = pairs.Tutor(tutor, wanted)  # once, however many pairs
         begun = time.perf_counter()
-        pairs.Tutor(tutor, wanted)(index)
+        made(index)
         seconds += (time.perf_counter() - begun) * wanted.count / len(index)
     copies = {role: net.copy() for role, net in nets.items()}
     tried = probe(nets.student, replace(stage.training, steps=max(TRIED, stage.training.steps)))

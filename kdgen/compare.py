@@ -143,7 +143,8 @@ def _courses(args: Args, plans: dict[str, tuple[Stage, ...]], seed: int) -> list
     for course in courses:
         first = next((f for f in firsts if f.leads_to(course)), None)
         if first is not None:
-            rows[first.name].append(replace(course, begun=first))
+            own = course.place(1).folder.exists()  # begun by itself, in an earlier run
+            rows[first.name].append(course if own else replace(course, begun=first))
     return list(rows.values())
 
 

@@ -222,9 +222,10 @@ def _dry_run(stage: Stage, teacher: Denoiser, nets: Nets, images: Images | None)
     source: Source | None = _source(stage, images)
     wanted = plan(stage, teacher)
     if wanted is not None:
+        made = pairs.Tutor(teacher, wanted)  # once, however many pairs
         begun = time.perf_counter()
         index = wanted.indices(0)[: min(stage.training.batch, 16)]
-        pairs.Tutor(teacher, wanted)(index)
+        made(index)
         rate = len(index) / (time.perf_counter() - begun)
         length = f"{wanted.count / rate / 60:,.1f} min"
         print(f"pairs: {wanted.count:,} at {rate:,.1f} a second: {length}")

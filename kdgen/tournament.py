@@ -224,8 +224,9 @@ class _Diary:
         self._path = path
         self.points: list[tuple[int, int, float]] = []  # (step, evaluations, distance)
         self._spent: dict[str, float] = {}  # by stage
-        if begun is not None:
-            self._spent = json.loads(begun.read_bytes())["seconds"]
+        self._before = 0.0
+        if begun is not None and begun.exists():
+            self._before = sum(json.loads(begun.read_bytes())["seconds"].values())
         if path.exists():
             facts = json.loads(path.read_bytes())
             self.points = [tuple(p) for p in facts["points"]]
@@ -233,7 +234,7 @@ class _Diary:
 
     @property
     def seconds(self) -> float:
-        return sum(self._spent.values())
+        return self._before + sum(self._spent.values())
 
     def timed(self, k: int, steps: Iterator[Step]) -> Iterator[Step]:
         """The steps of stage k; only what happens in the loop counts, not what its caller does."""

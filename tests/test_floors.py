@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    {"kernels", "errors", "durable", "lock", "build"},
+    {"kernels", "errors", "durable", "lock", "build", "memory"},
     {"schedules", "denoiser", "noise", "graph", "rows"},
     {"samplers", "solvers", "adaptive", "nets"},
     {

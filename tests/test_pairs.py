@@ -312,6 +312,16 @@ def test_the_engine_makes_them_where_it_can(teacher: Denoiser, wanted: Plan):
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
+def test_a_table_of_more_rows_than_it_is_worth_is_left_to_torch(
+    teacher: Denoiser, wanted: Plan, monkeypatch: pytest.MonkeyPatch
+):
+    """3 times of 3 classes and none."""
+    monkeypatch.setattr("kdgen.fold.times.MOST_ROWS", 11)
+    assert pairs.Tutor(teacher, wanted).runs is teacher
+    monkeypatch.setattr("kdgen.fold.times.MOST_ROWS", 12)
+    assert pairs.Tutor(teacher, wanted).runs is not teacher or missing()
+
+
 def test_steps_at_unknown_times_are_left_to_torch(teacher: Denoiser):
     heun = pairs.plan(teacher, COUNT, sampling=Sampling("heun", 3))
     assert pairs.Tutor(teacher, heun).runs is teacher

@@ -301,8 +301,12 @@ void bind(py::module_& m) {
       .def("call", &call)
       .def("run", &run)
       .def("profile", &profile)
-      .def("workspace",
-           [](Program& p, std::int64_t n, int threads) { return p.workspace(n, threads); });
+      // A run that it waits for may be waiting for Python's lock.
+      .def(
+          "workspace",
+          [](Program& p, std::int64_t n, int threads) { return p.workspace(n, threads); },
+          py::call_guard<py::gil_scoped_release>());
+  m.def("use_one_thread", &use_one_thread);
 }
 
 }  // namespace kdgen::engine

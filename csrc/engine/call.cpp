@@ -13,7 +13,7 @@ namespace {
 class Alone {
  public:
 #ifdef _OPENMP
-  Alone() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  Alone() : before_(omp_get_max_threads()) { use_one_thread(); }
   ~Alone() { omp_set_num_threads(before_); }
   Alone(const Alone&) = delete;
   Alone& operator=(const Alone&) = delete;
@@ -32,7 +32,7 @@ class Caller final : public Step {
   std::int64_t scratch(std::int64_t) const override { return 0; }
 
   void run(const Group& group, std::int64_t task, char*) const override {
-    const Alone alone;
+    [[maybe_unused]] const Alone alone;
     p_.compute(at(group, p_.x, task), at(group, p_.y, task));
   }
 
@@ -47,5 +47,11 @@ class Caller final : public Step {
 }  // namespace
 
 Step* caller(const Call& p) { return new Caller(p); }
+
+void use_one_thread() {
+#ifdef _OPENMP
+  omp_set_num_threads(1);
+#endif
+}
 
 }  // namespace kdgen::engine

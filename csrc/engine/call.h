@@ -16,4 +16,8 @@ struct Call {
 
 Step* caller(const Call& p);
 
+// For this thread, until the call that it is in ends. A library that sets its own number of threads
+// when it first runs on a thread undoes what the engine has set.
+void use_one_thread();
+
 }  // namespace kdgen::engine

@@ -53,8 +53,8 @@ class Taps {
  private:
   // Not inlined: a compiler that contracted a product and a sum in one place only would change
   // bits.
-  static __attribute__((noinline)) void made(const float* taps, std::int64_t count, float* to,
-                                             std::int64_t apart) {
+  static __attribute__((noinline, noclone)) void made(const float* taps, std::int64_t count,
+                                                      float* to, std::int64_t apart) {
     constexpr int N = F::kPoints;
     for (std::int64_t o = 0; o < count; o += kWidth) {
       Vec half[N][3];

@@ -108,8 +108,8 @@ class Accelerated:
         somebody's own part has some."""
         if not isinstance(folded.net, Network):
             return folded
-        bare = copy.deepcopy(self.source.denoiser)
-        bare = bare if self._calls() else bare.to("meta")
+        own = self.source.denoiser
+        bare = own if self._calls() else copy.deepcopy(own).to("meta")
         return fold.fold(bare, self.source.times, folds=list(folded.places), check=False)
 
     def _folded(self, source: Source, folds: Collection[str] | None) -> Denoiser:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kdgen import fold
+from kdgen import fold, memory
 from kdgen.denoiser import Denoiser
 from kdgen.engine import choice, report
 from kdgen.engine.asking import Wish
@@ -49,12 +49,14 @@ def taken(
     Raises what `Wish.refuse` raises, where it insists on the engine; MemoryLimitError where there
     is no room for it then.
     """
-    if not (why := wish.unable(dtype, device)):
+    if not (why := wish.unable(dtype, device) or fold.overgrown(times, denoiser.classes)):
         try:
             return Taken(_compiled(denoiser, times, folds, wish.accuracy_for(dtype)), "")
         except Refused as refused:
             why = str(refused)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not memory.ran_out(error):
+                raise
             why = _no_room(wish, error)
     wish.refuse(why)
     if wish.accuracy is not None:
@@ -67,15 +69,16 @@ def taken(
     return Taken(None, why)
 
 
-def _no_room(wish: Wish, error: MemoryError) -> str:
+def _no_room(wish: Wish, error: Exception) -> str:
     """What torch is left with. MemoryLimitError where the wish insists on the engine."""
-    why = "there is no memory for its packed weights"
+    why = "memory ran out while it was made"
     if wish.engine == "native":
         raise MemoryLimitError(
-            f"engine: native was asked for, and {why}; expected room for them. Free memory, or let "
+            f"engine: native was asked for, and {why}; expected room for it. Free memory, or let "
             "torch run it (engine='auto')."
         ) from error
-    log.warning("engine: torch runs the network: %s.", why)
+    if wish.accuracy is None:  # else `taken` warns
+        log.warning("engine: torch runs the network: %s.", why)
     return why
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdgen.engine.padding import padded
 from kdgen.engine.refusal import Refused
 from kdgen.engine.steps import Buffer, Call
+from kdgen.kernels import native
 
 Room = memoryview  # one image's share of a buffer
 
@@ -62,8 +63,10 @@ def answered(
         ) from error
     if not (isinstance(both, Tensor) and both.dim() == 4 and len(both) == 2 and both.numel()):
         raise Refused(f"engine: {name} answers with no image; expected one. Leave it to torch.")
+    finite = alone[alone.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
     if both[:1].shape != alone.shape or not torch.allclose(
-        both[:1], alone, _ALIKE, _ALIKE * float(alone.abs().max()), equal_nan=True
+        both[:1], alone, _ALIKE, _ALIKE * largest, equal_nan=True
     ):
         raise Refused(
             f"engine: {name} answers otherwise for an image alone than beside another; expected a "
@@ -75,11 +78,14 @@ def answered(
 
 def callback(step: Call, x: Buffer, y: Buffer, dtype: torch.dtype) -> Callable[[Room, Room], None]:
     """What the engine calls for an image: (x's room, y's room), values of `dtype`."""
-    channels = sum(y.parts)
+    assert native.module is not None
+    channels, use_one_thread = sum(y.parts), native.module.use_one_thread
     # All that belongs to a thread is set: which one of the engine's it is must not show.
     context = copy_context()
 
     def compute(read: Room, written: Room) -> None:
+        torch.get_num_threads()  # on a thread's first question torch sets its number anew …
+        use_one_thread()
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             said = step.answer(_image(_values(read, x, dtype), x))
             expected = (1, channels, y.height, y.width)

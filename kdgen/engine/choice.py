@@ -158,16 +158,18 @@ def settled(
     for plan in plans:
         made, error = attempt(plan)
         trials.append(Trial(plan.candidate, error))
-        if error <= bound:
+        nearest = plans[_nearest(trials)]
+        if error <= bound or (len(trials) == len(plans) and nearest is plan):
             return Settled(plan, made, error, tuple(trials))
         del made
-    nearest = min(range(len(plans)), key=lambda k: _worst_if_nan(trials[k].error))
-    made, error = attempt(plans[nearest])
-    return Settled(plans[nearest], made, error, tuple(trials))
+    made, error = attempt(nearest)
+    return Settled(nearest, made, error, tuple(trials))
 
 
-def _worst_if_nan(error: float) -> float:
-    return math.inf if math.isnan(error) else error
+def _nearest(trials: Sequence[Trial]) -> int:
+    """Which has the smallest error; NaN is the largest, and the last of equals counts."""
+    errors = [math.inf if math.isnan(trial.error) else trial.error for trial in trials]
+    return max(k for k, error in enumerate(errors) if error == min(errors))
 
 
 @dataclass(frozen=True)

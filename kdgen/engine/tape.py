@@ -92,6 +92,11 @@ class Tape:
         nor `more`; an opaque one adds its own bias by itself.
         """
         bias = own_bias(conv) if bias is None else bias
+        if (isinstance(conv, Opaque) or unusual(conv)) and (more or parts or doubled):
+            raise Refused(
+                f"engine: {self.names[conv]} takes a skip, parts or a doubling, too; expected a "
+                "convolution as it was made. Leave it to torch."
+            )
         if isinstance(conv, Opaque):
             return self.finish(self.opaque(conv, x), self.names[conv], bias, residual, scale)
         weight = conv.weight if weight is None else weight

@@ -15,10 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kdgen import fold, graph, noise, samplers
+from kdgen import fold, graph, memory, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.engine import Network, Wish, taken
-from kdgen.fast import explaining, memory, replay
+from kdgen.fast import explaining, replay
 from kdgen.fast.chain import Chain, plan
 from kdgen.fast.driver import Driver, driver_of
 from kdgen.fast.plain import CPU_BATCH, Generator, Labels
@@ -29,7 +29,6 @@ from kdgen.fast.walk import Program, Sampled, Walk
 
 log = logging.getLogger("kdgen")
 
-MOST_ROWS = 4096  # of a folded table: beyond, it outgrows the network it is to speed up
 # Images of a tile for each multiprocessor: whole waves of work for the convolutions' tiles at every
 # level of a 32×32 network, and little lost to the launch of small kernels. A prediction.
 TILE = 4
@@ -143,9 +142,7 @@ class FastGenerator(Generator):
     def _unfoldable(self, denoiser: Denoiser, times: Sequence[float] | None) -> str:
         if times is None:
             return f"{self.how.sampler} asks at times that nobody knows before"
-        if (rows := len(set(times)) * (denoiser.classes + 1)) > MOST_ROWS:
-            return f"{rows:,} times and classes are more than {MOST_ROWS:,}"
-        return ""
+        return fold.overgrown(times, denoiser.classes)
 
     def _folds(self) -> Sequence[str]:
         """Those that save something there."""

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kdgen import kernels, noise, samplers
+from kdgen import kernels, memory, noise, samplers
 from kdgen.denoiser import Denoiser, Sampling
-from kdgen.fast import memory
 from kdgen.fast.settings import repeatable
 from kdgen.rows import LANES, padded
 

@@ -11,7 +11,7 @@ from kdgen.fold.folded import Folded
 from kdgen.fold.folding import ALL, KNOWN, fold, tabulate
 from kdgen.fold.opaque import Opaque
 from kdgen.fold.readings import Chain, Reading, chain, reading
-from kdgen.fold.times import Constant, FixedTimes, Table
+from kdgen.fold.times import Constant, FixedTimes, Table, overgrown
 
 __all__ = [
     "ALL",
@@ -29,6 +29,7 @@ __all__ = [
     "check",
     "explain",
     "fold",
+    "overgrown",
     "reading",
     "tabulate",
 ]

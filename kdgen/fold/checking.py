@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kdgen import kernels
+from kdgen import kernels, memory
 from kdgen.denoiser import Denoiser, Prediction
 from kdgen.errors import KdgenError
 from kdgen.fold.folded import Folded
@@ -79,7 +79,7 @@ def _blaming(strange: list[Opaque]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not strange:
+        if not strange or memory.ran_out(error):
             raise
         raise FoldError(
             f"fold.check: {_listed(strange)}: {type(error).__name__}: {error}; expected functions "

@@ -3,6 +3,8 @@ table of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,8 @@ from kdgen.fold.layers import bias_of, blocks
 from kdgen.fold.opaque import Opaque
 from kdgen.nets.blocks import ResBlock
 from kdgen.nets.unet import UNet
+
+MOST_ROWS = 4096  # of a table: beyond, it outgrows the network that it is to speed up
 
 
 class FixedTimes(nn.Module):
@@ -70,6 +74,13 @@ class Constant(nn.Module):
 
     def forward(self, row: Tensor) -> Tensor | None:
         return self.value
+
+
+def overgrown(times: Sequence[float], classes: int) -> str:
+    """Why a table of these times, without a class and for each, is more than it is worth; "" where
+    it is not."""
+    rows = len(set(times)) * (classes + 1)
+    return f"{rows:,} times and classes are more than {MOST_ROWS:,}" if rows > MOST_ROWS else ""
 
 
 def fold_times(net: UNet, inputs: Tensor) -> int:

@@ -14,7 +14,7 @@ from kdgen.rows import padded
 
 class Tutor:
     """The images of a plan's pairs, by its teacher; on a CPU the compiled engine runs the network
-    where it can, within 1e-5 of torch."""
+    where it can, in class "fp32": within 1e-5 of torch, or it warns."""
 
     def __init__(self, teacher: Denoiser, wanted: Plan) -> None:
         self.wanted = wanted

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdgen import budget, checkpoint, compare, contest, nets, recipes, samplers, tournament
+from kdgen import budget, checkpoint, compare, contest, data, nets, recipes, samplers, tournament
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.recipes import Stage
 from kdgen.schedules import EDM, Cosine
@@ -114,6 +114,49 @@ def test_a_recipe_follows_the_shortest_that_begins_it(tmp_path: Path) -> None:
     assert whole.place(1) == rows[1][0].place(1)
     assert whole.place(2).folder.is_relative_to(tmp_path / "seed-0" / "abc")
     assert whole.place(3).folder == tmp_path / "seed-0" / "abc"
+
+
+def test_a_stage_begun_by_itself_is_gone_on_with(tmp_path: Path) -> None:
+    """In a directory from before there was another recipe to follow."""
+    a, b = (replace(recipes.student(METHODS[0]).stages[0], pairs=k) for k in (1, 2))
+    plans = {"a": (a,), "ab": (a, b)}
+    (before,) = compare._courses(compare.Args(out=tmp_path), plans, 0)
+    assert before[1].begun == before[0]
+    own = tmp_path / "seed-0" / "ab" / "stages" / f"1-{a.method.name}"
+    own.mkdir(parents=True)
+    (after,) = compare._courses(compare.Args(out=tmp_path), plans, 0)
+    assert after[1].begun is None
+    assert after[1].place(1).folder == own
+
+
+def test_seconds_count_what_another_recipe_did_once(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    for path, seconds in ((first, {"1": 10.0}), (second, {"2": 5.0})):
+        path.write_text(json.dumps({"points": [], "seconds": seconds}))
+    assert tournament._Diary(second, first).seconds == 15.0
+    assert tournament._Diary(second).seconds == 5.0  # nothing of the other's is in it
+    assert tournament._Diary(second, tmp_path / "gone.json").seconds == 5.0
+
+
+@pytest.mark.parametrize("build", [0.0, 5.0])
+def test_making_a_tutor_is_not_multiplied_by_the_pairs(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, build: float
+) -> None:
+    now = [0.0]
+
+    class Tutor:
+        def __init__(self, *_: object) -> None:
+            now[0] += build
+
+        def __call__(self, index: object) -> None:
+            now[0] += 1.0
+
+    stage = replace(recipes.student(METHODS[0]).stages[0], pairs=10 * budget.TRIED_PAIRS)
+    model = checkpoint.load(teacher)
+    monkeypatch.setattr(budget.pairs, "Tutor", Tutor)
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+    images = data.load("digits", progress=False)
+    assert budget._seconds(stage, model, budget.cast(stage, [model]), images) == 10.0
 
 
 def test_a_kept_model_is_hidden_where_another_takes_as_many_evaluations(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from threading import Event, Thread
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from strangers import STRANGERS, Lively, Stranger, error, folded, with_engine
+from torch import Tensor, nn
 
 from kdgen import engine
 from kdgen.engine import Network, steps
@@ -113,6 +116,40 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads(
             threads(count)
             for n in (1, 3, 8, 20):
                 assert torch.equal(net(given.x[-n:], given.time[-n:]), whole[-n:]), (count, n)
+
+
+class Slow(nn.Module):
+    """Lets others run while it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = Event()
+
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        self.begun.set()
+        time.sleep(0.05)
+        return x
+
+    def __deepcopy__(self, memo: object) -> Slow:
+        return self  # that the one in the network can be asked
+
+
+@with_engine
+@pytest.mark.timeout(60)
+def test_a_plan_can_be_shown_while_a_call_runs(lively: Lively, inputs: Any):
+    """Who asks for the workspace waits for the run, which waits for Python's lock."""
+    slow = Slow()
+    made = folded(
+        Stranger("slow", "middle.3", lambda net: net.middle.append(slow)).denoiser(lively)
+    )
+    net, given = engine.network(made, "fp32"), inputs(made, 3)
+    slow.begun.clear()
+    running = Thread(target=net, args=given.all, daemon=True)
+    running.start()
+    assert slow.begun.wait(30)
+    assert "packed weights" in net.explain(8)[1]
+    running.join(30)
+    assert not running.is_alive()
 
 
 @with_engine

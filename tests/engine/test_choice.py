@@ -265,3 +265,16 @@ def test_nothing_that_was_made_is_kept_while_the_next_is():
         return made, 1.0
 
     assert settled(found, 0.5, attempt).made in alive
+
+
+@pytest.mark.parametrize(("errors", "made"), [((3.0, 2.0, 1.0), 3), ((1.0, 2.0, 3.0), 4)])
+def test_only_a_plan_that_was_given_up_is_made_again(errors: tuple[float, ...], made: int):
+    found = plans(MIXED, "fp32", fast_bf16=True)
+    measured, tried = dict(zip(found, errors, strict=True)), []
+
+    def attempt(plan: Plan) -> tuple[Plan, float]:
+        tried.append(plan)
+        return plan, measured[plan]
+
+    assert settled(found, 0.5, attempt).error == 1.0
+    assert len(tried) == made

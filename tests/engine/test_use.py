@@ -16,7 +16,8 @@ from kdgen import engine, kernels, nets
 from kdgen.denoiser import Denoiser, Sampling
 from kdgen.engine import Network, Wish, building
 from kdgen.errors import MemoryLimitError, MissingError
-from kdgen.fast import FastGenerator, Generator, fused, generator
+from kdgen.fast import FastGenerator, Generator, generator
+from kdgen.fold import times
 from kdgen.kernels import native
 from kdgen.schedules import Cosine
 
@@ -145,19 +146,29 @@ def test_memory_that_runs_out_in_the_engine_halves_the_batch(
         make(20)
 
 
+NO_ROOM = [
+    MemoryError("std::bad_alloc"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory"),
+]
+
+
 @with_engine
+@pytest.mark.parametrize("error", NO_ROOM, ids=lambda e: type(e).__name__)
 def test_no_memory_for_the_weights_leaves_it_to_torch_or_is_said(
-    student: Denoiser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    student: Denoiser,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ):
     def cramped(*_: Any) -> Network:
-        raise MemoryError("std::bad_alloc")
+        raise error
 
     monkeypatch.setattr(building, "network", cramped)
     make = FastGenerator(student)
     assert not native_net(make)
-    assert "no memory for its packed weights" in caplog.text
-    assert "no memory for its packed weights" in make.explain()
-    with pytest.raises(MemoryLimitError, match="native was asked for, and there is no memory"):
+    assert "memory ran out while it was made" in caplog.text
+    assert "memory ran out while it was made" in make.explain()
+    with pytest.raises(MemoryLimitError, match="native was asked for, and memory ran out"):
         FastGenerator(student, engine="native")
 
 
@@ -196,7 +207,7 @@ def test_what_it_cannot_take_goes_to_torch_and_is_named(
 
 
 def test_too_many_rows_go_to_torch(student: Denoiser, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fused, "MOST_ROWS", 4)
+    monkeypatch.setattr(times, "MOST_ROWS", 4)
     make = FastGenerator(student)
     assert not native_net(make)
     assert "torch: 5 times and classes are more than 4" in make.explain()

@@ -9,6 +9,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -21,7 +22,7 @@ constexpr std::int64_t kHeader = 512;
 
 using Bits = std::uint32_t[kLanes];
 
-volatile long done = 0;
+std::atomic<long> done{0};
 std::int64_t places[8];  // of the components, from the start of the saved state
 
 void find_place(unsigned component) {
@@ -205,7 +206,7 @@ void trapped(int, siginfo_t*, void* context) {
   }
   i.opcode == 0x52 ? products(i, saved) : convert(i, saved);
   saved.next() += i.length;
-  done = done + 1;
+  ++done;
 }
 
 bool has_avx512() {

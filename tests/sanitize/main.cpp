@@ -12,7 +12,7 @@
 int main(int count, char** arguments) {
   const long rounds = count > 1 ? std::strtol(arguments[1], nullptr, 10) : 40;
   const long seed = count > 2 ? std::strtol(arguments[2], nullptr, 10) : 0;
-  if (!sanitize::provide_bf16()) std::printf("no AVX-512 here\n");
+  if (!sanitize::provide_bf16()) std::printf("no AVX-512 with bfloat16 here\n");
   for (const std::string& isa : kdgen::supported_isas()) {
     kdgen::select_isa(isa);
     const long before = sanitize::done_by_hand();
