@@ -46,26 +46,23 @@ def test_the_steps_of_a_network_with_a_stranger_say_what_it_says(
     facts = {"classes": 3, "skip_gain": 0.3} if many else {}
     plain = stranger.denoiser(lively, **facts).double()
     made = folded(plain, MANY if many else (1.0,))
-    given = inputs(made)
+    given, traced = inputs(made), trace(made)
     with torch.no_grad():
         expected = made.net(*given.all)
         row = made.net.embedding(given.time, given.label)  # type: ignore[operator]
-        found = reference.run(trace(made), given.x, row if many else None)
+        found = reference.run(traced, given.x, row if many else None)
     assert expected.std() > 1e-3
     assert float((found - expected).abs().max() / expected.abs().max()) < TOLERANCE
+    made_of = [step for step in traced.steps if isinstance(step, steps.Call)]
+    assert {step.name.split(" ")[0] for step in made_of} == {stranger.named}
+    assert len([s for s in traced.steps if isinstance(s, steps.Convolve)]) > 10
 
 
-@by_place
-def test_only_the_stranger_is_a_call(lively: Lively, stranger: Stranger):
-    found = trace(folded(stranger.denoiser(lively)))
-    made = [step for step in found.steps if isinstance(step, steps.Call)]
-    assert {step.name.split(" ")[0] for step in made} == {stranger.named}
-    assert len([s for s in found.steps if isinstance(s, steps.Convolve)]) > 10
+IN_CLASSES = [(s, "fp32") for s in STRANGERS] + [(s, "bf16") for s in STRANGERS[::4]]
 
 
 @with_engine
-@by_place
-@pytest.mark.parametrize("accuracy", ["fp32", "bf16"])
+@pytest.mark.parametrize(("stranger", "accuracy"), IN_CLASSES, ids=lambda v: getattr(v, "name", v))
 def test_a_network_with_a_stranger_is_within_the_bound_of_its_class(
     lively: Lively, inputs: Any, stranger: Stranger, accuracy: str
 ):
@@ -104,7 +101,7 @@ def test_calls_write_no_more_than_their_buffer(
 
 
 @with_engine
-@by_place
+@pytest.mark.parametrize("stranger", STRANGERS[::2], ids=lambda s: s.name)
 def test_bits_depend_neither_on_the_batch_nor_on_threads(
     lively: Lively, inputs: Any, threads: Callable[[int], None], stranger: Stranger
 ):
