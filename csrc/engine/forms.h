@@ -94,5 +94,28 @@ struct Doubled {
   }
 };
 
+// A transform of I values to N, down the columns of a square and then along its rows: `take` gives
+// the value at (i, j), `put` is given the answer at (i, j).
+template <int N, int I, class Transform, class Take, class Put>
+KDGEN_INLINE void both_ways(const Transform& transform, const Take& take, const Put& put) {
+  Vec half[N][I];
+#pragma GCC unroll 6
+  for (int j = 0; j < I; ++j) {
+    Vec x[I], r[N];
+#pragma GCC unroll 6
+    for (int i = 0; i < I; ++i) x[i] = take(i, j);
+    transform(x, r);
+#pragma GCC unroll 6
+    for (int i = 0; i < N; ++i) half[i][j] = r[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < N; ++i) {
+    Vec r[N];
+    transform(half[i], r);
+#pragma GCC unroll 6
+    for (int j = 0; j < N; ++j) put(i, j, r[j]);
+  }
+}
+
 }  // namespace engine
 KDGEN_END

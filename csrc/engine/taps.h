@@ -4,6 +4,7 @@
 // needed: when all are packed, or a few inputs at a time in cache.
 #pragma once
 
+#include "forms.h"
 #include "panels.h"
 #include "tables.h"
 
@@ -57,23 +58,10 @@ class Taps {
                                                       float* to, std::int64_t apart) {
     constexpr int N = F::kPoints;
     for (std::int64_t o = 0; o < count; o += kWidth) {
-      Vec half[N][3];
-#pragma GCC unroll 3
-      for (int j = 0; j < 3; ++j) {
-        Vec w[3], r[N];
-#pragma GCC unroll 3
-        for (int i = 0; i < 3; ++i) w[i] = load(taps + kTaps * o + (3 * i + j) * kWidth);
-        F::weights(w, r);
-#pragma GCC unroll 6
-        for (int i = 0; i < N; ++i) half[i][j] = r[i];
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < N; ++i) {
-        Vec r[N];
-        F::weights(half[i], r);
-#pragma GCC unroll 6
-        for (int j = 0; j < N; ++j) store(to + (i * N + j) * apart + o, r[j]);
-      }
+      const float* from = taps + kTaps * o;
+      both_ways<N, 3>([](const Vec* w, Vec* r) { F::weights(w, r); },
+                      [&](int i, int j) { return load(from + (3 * i + j) * kWidth); },
+                      [&](int i, int j, Vec v) { store(to + (i * N + j) * apart + o, v); });
     }
   }
 

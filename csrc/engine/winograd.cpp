@@ -137,23 +137,9 @@ class Winograd final : public Step {
       }
     }
     for (std::int64_t c = 0; c < shape.channels; c += kWidth) {
-      Vec half[N][I];
-#pragma GCC unroll 6
-      for (int j = 0; j < I; ++j) {
-        Vec x[I], r[N];
-#pragma GCC unroll 6
-        for (int i = 0; i < I; ++i) x[i] = load(pixel[i][j] + c);
-        F::input(x, r);
-#pragma GCC unroll 6
-        for (int i = 0; i < N; ++i) half[i][j] = r[i];
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < N; ++i) {
-        Vec r[N];
-        F::input(half[i], r);
-#pragma GCC unroll 6
-        for (int j = 0; j < N; ++j) store(to + (i * N + j) * apart + c, r[j]);
-      }
+      both_ways<N, I>([](const Vec* x, Vec* r) { F::input(x, r); },
+                      [&](int i, int j) { return load(pixel[i][j] + c); },
+                      [&](int i, int j, Vec v) { store(to + (i * N + j) * apart + c, v); });
     }
   }
 

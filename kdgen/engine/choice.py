@@ -169,7 +169,7 @@ def settled(
 def _nearest(trials: Sequence[Trial]) -> int:
     """Which has the smallest error; NaN is the largest, and the last of equals counts."""
     errors = [math.inf if math.isnan(trial.error) else trial.error for trial in trials]
-    return max(k for k, error in enumerate(errors) if error == min(errors))
+    return min(reversed(range(len(errors))), key=errors.__getitem__)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,8 @@ class Tutor:
         """Those of pairs index (n,), float32 in [-1, 1] on the CPU. NonFiniteError where the
         teacher gives no numbers."""
         lanes = padded(index)
-        label = self.wanted.label(lanes)
-        z, label = (
-            self.wanted.z(lanes).to(self.device),
-            label if label is None else label.to(self.device),
-        )
+        z, label = self.wanted.z(lanes).to(self.device), self.wanted.label(lanes)
+        label = None if label is None else label.to(self.device)
         training = self.runs.training
         try:
             self.runs.eval()
