@@ -10,14 +10,16 @@ set(kernels
   ${csrc}/scale_input.cpp
   ${csrc}/table.cpp
   ${csrc}/to_uint8.cpp)
+set(convolutions
+  ${csrc}/engine/direct.cpp
+  ${csrc}/engine/winograd.cpp)
 set(steps
   ${csrc}/engine/attend.cpp
-  ${csrc}/engine/direct.cpp
   ${csrc}/engine/normalise.cpp
   ${csrc}/engine/pointwise.cpp
   ${csrc}/engine/resample.cpp
   ${csrc}/engine/table.cpp
-  ${csrc}/engine/winograd.cpp)
+  ${convolutions})
 set(objects "")
 
 function(add_kernels isa)
@@ -33,8 +35,8 @@ function(add_kernels isa)
 endfunction()
 
 # The engine's steps are measured against float64, not defined to the last bit: sums contract.
-function(add_engine isa)
-  add_library(engine_${isa} OBJECT ${steps})
+function(add_engine isa sources)
+  add_library(engine_${isa} OBJECT ${sources})
   target_include_directories(engine_${isa} PRIVATE ${csrc})
   target_compile_definitions(engine_${isa} PRIVATE KDGEN_TARGET=${isa})
   target_compile_options(engine_${isa} PRIVATE ${warnings} ${optimisation} -ffp-contract=fast -fno-math-errno
@@ -44,16 +46,18 @@ function(add_engine isa)
 endfunction()
 
 add_kernels(baseline)
-add_engine(baseline)
+add_engine(baseline "${steps}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(KDGEN_X86 ON)
   set(avx2 -mavx2 -mfma -mtune=haswell)
   set(avx512 -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mprefer-vector-width=512)
   add_kernels(avx2 ${avx2})
   add_kernels(avx512 ${avx512})
-  add_engine(avx2 ${avx2})
-  add_engine(avx512 ${avx512})
-  add_engine(avx512_bf16 ${avx512} -mavx512bf16)
+  add_engine(avx2 "${steps}" ${avx2})
+  add_engine(avx512 "${steps}" ${avx512})
+  # Its other steps are those of avx512: csrc/isa.cpp.
+  add_engine(avx512_vnni "${convolutions}" ${avx512} -mavx512vnni)
+  add_engine(avx512_bf16 "${steps}" ${avx512} -mavx512vnni -mavx512bf16)
 endif()
 
 set(cpu_sources

@@ -10,6 +10,11 @@ namespace engine {
 extern const ::kdgen::engine::Engine table;
 }
 }  // namespace avx512_bf16
+namespace avx512_vnni {
+namespace engine {
+::kdgen::engine::Step* convolve(const ::kdgen::engine::Convolve& p);
+}
+}  // namespace avx512_vnni
 namespace avx512 {
 extern const Table table;
 namespace engine {
@@ -45,15 +50,31 @@ struct Isa {
   const Table* table;
 };
 
+#ifdef KDGEN_X86
+// Products of bytes are all that tells this set from avx512, and only convolutions have them.
+const engine::Engine& with_vnni() {
+  static const engine::Engine engine = [] {
+    engine::Engine made = avx512::engine::table;
+    made.name = "avx512_vnni";
+    made.fast_int8 = true;
+    made.convolve = avx512_vnni::engine::convolve;
+    return made;
+  }();
+  return engine;
+}
+#endif
+
 std::vector<Isa> supported() {
   std::vector<Isa> found;
 #ifdef KDGEN_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    if (kByHand || __builtin_cpu_supports("avx512bf16")) {
+    const bool vnni = __builtin_cpu_supports("avx512vnni");
+    if (vnni && (kByHand || __builtin_cpu_supports("avx512bf16"))) {
       found.push_back({&avx512_bf16::engine::table, &avx512::table});
     }
+    if (vnni) found.push_back({&with_vnni(), &avx512::table});
     found.push_back({&avx512::engine::table, &avx512::table});
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {

@@ -114,7 +114,7 @@ class Attention final : public Step {
         constexpr int R = decltype(of_rows)::value, V = decltype(vecs)::value;
         const T* row[R];
         for (int r = 0; r < R; ++r) row[r] = rows + r * stride;
-        Sums<R, V> sums = {};
+        Sums<T, R, V> sums = {};
         multiply<T, R, V>(row, k, panels + first * k,
                           reinterpret_cast<const char*>(panels + first * k), sums);
         for (int r = 0; r < R; ++r) {

@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <string>
@@ -18,6 +19,7 @@ namespace kdgen::engine {
 namespace {
 
 constexpr std::int64_t kMost = std::int64_t{1} << 40;  // bytes of an image in one buffer
+constexpr std::int64_t kMostBytes = 32768;  // products of bytes that a sum of 32 bits holds
 
 const std::map<std::string, Form> kForms = {{"direct", Form::direct},
                                             {"winograd2", Form::winograd2},
@@ -29,6 +31,13 @@ Dtype stored(const char* step, int code) {
   require(code == 0 || code == 2, step,
           "dtype is " + std::to_string(code) + "; expected 0 (float32) or 2 (bfloat16).");
   return static_cast<Dtype>(code);
+}
+
+Product multiplied(const char* step, int code) {
+  require(
+      code == 0 || code == 2 || code == 3, step,
+      "product is " + std::to_string(code) + "; expected 0 (float32), 2 (bfloat16) or 3 (int8).");
+  return static_cast<Product>(code);
 }
 
 std::string text(const Shape& s) {
@@ -89,6 +98,27 @@ void check_form(const Convolve& p) {
       "answer as large as the input (twice as large where it is doubled).");
 }
 
+void check_product(const Convolve& p) {
+  constexpr const char* step = "convolve";
+  const bool wide = p.x.shape.dtype == Dtype::float32;
+  const bool direct = p.form == Form::direct || p.form == Form::up_direct;
+  if (p.product == Product::int8) {
+    require(p.form != Form::winograd4, step,
+            "products of int8 in F(4x4), whose transforms would enlarge their rounding too much; "
+            "expected another form.");
+    const std::int64_t most = std::max(p.x.shape.channels, p.more.shape.channels);
+    require(most <= kMostBytes, step,
+            std::to_string(most) + " channels are multiplied as int8; expected at most " +
+                std::to_string(kMostBytes) + ", so that sums fit 32 bits.");
+    return;
+  }
+  require(p.product == (wide ? Product::float32 : Product::bfloat16) ||
+              (wide && !direct && p.product == Product::bfloat16),
+          step,
+          "product has another dtype than the buffers; expected the same, int8, or bfloat16 in a "
+          "Winograd form.");
+}
+
 void convolve(Program& program, std::string name, int x, int more, int residual, int y,
               Address weight, Address bias, std::int64_t rows, std::int64_t kernel,
               std::int64_t stride, std::int64_t before, const std::string& form, int product,
@@ -109,18 +139,14 @@ void convolve(Program& program, std::string name, int x, int more, int residual,
                       stride,
                       before,
                       known->second,
-                      stored(step, product),
+                      multiplied(step, product),
                       scale};
   check_form(p);
   for (const Place& other : {p.more, p.residual, p.y}) same_dtype(step, p.x, other);
   same_size(step, p.x, p.more);
   same_shape(step, p.y, p.residual);
   require(rows >= 1, step, "rows is " + std::to_string(rows) + "; expected at least 1.");
-  const bool wide = p.x.shape.dtype == Dtype::float32;
-  const bool direct = p.form == Form::direct || p.form == Form::up_direct;
-  require(wide ? !direct || p.product == Dtype::float32 : p.product == Dtype::bfloat16, step,
-          "product has another dtype than the buffers; expected the same, or bfloat16 in a "
-          "Winograd form.");
+  check_product(p);
   require_pointers(step, {p.weight, p.bias});
   program.convolve(std::move(name), p);
 }
@@ -289,6 +315,7 @@ void bind(py::module_& m) {
            py::arg("isa") = "", py::arg("guarded") = false)
       .def_property_readonly("isa", [](const Program& p) { return std::string(p.engine().name); })
       .def_property_readonly("fast_bf16", [](const Program& p) { return p.engine().fast_bf16; })
+      .def_property_readonly("fast_int8", [](const Program& p) { return p.engine().fast_int8; })
       .def_property_readonly("packed", &Program::packed)
       .def("buffer", &buffer)
       .def("input", [](Program& p, int y, std::int64_t channels) { end(p, y, channels, true); })

@@ -1,7 +1,9 @@
 // Convolution as a sum over its taps: rows of pixels, found through pointers, times panels of
 // weights. Serves 1×1, strides, any padding, two inputs, and the doubled image, of which each of
 // the four outputs around a pixel sees four pixels only.
-#include "multiply.h"
+#include <type_traits>
+
+#include "operands.h"
 #include "steps.h"
 #include "tables.h"
 #include "walk.h"
@@ -25,7 +27,7 @@ struct Phase {
   Tap tap[kMostTaps];
 };
 
-template <class T>
+template <class Act, class Prod>
 class Direct final : public Step {
  public:
   explicit Direct(const Convolve& p)
@@ -37,9 +39,9 @@ class Direct final : public Step {
         columns_(divided_up(p.y.shape.width, step_)),
         bias_(copied(p.bias, p.rows * outputs())),
         outside_(
-            zeros(larger(p.x.shape.channels, p.more.shape.channels) * std::int64_t{sizeof(T)})) {
+            zeros(larger(p.x.shape.channels, p.more.shape.channels) * std::int64_t{sizeof(Act)})) {
     taps_ = doubled_ ? 4 : p.kernel * p.kernel;
-    weights_ = Pages(phases_ * taps_ * depth() * outputs() * std::int64_t{sizeof(T)});
+    weights_ = Pages(phases_ * panels(outputs()) * std::int64_t{sizeof(Prod)});
     for (std::int64_t i = 0; i < phases_; ++i) {
       doubled_ ? describe_doubled(phase_[i], i / 2, i % 2) : describe(phase_[i]);
       pack(i);
@@ -52,7 +54,9 @@ class Direct final : public Step {
   }
 
   std::int64_t scratch(std::int64_t) const override {
-    return kPixels * (kPanel * 4 + segments() * std::int64_t{sizeof(T*)});
+    const std::int64_t rounded = kRounds ? taps_ * (row(p_.x) + row(p_.more)) : 0;
+    return kPixels * (kPanel * 4 + 2 * segments() * std::int64_t{sizeof(Act*)} +
+                      rounded * std::int64_t{sizeof(Prod)});
   }
 
   std::int64_t packed() const override { return weights_.bytes(); }
@@ -65,14 +69,13 @@ class Direct final : public Step {
     const std::int64_t first = block * kPixels;
     const std::int64_t count = smaller(kPixels, group.images * rows_ * columns_ - first);
     float* const sums = reinterpret_cast<float*>(scratch);
-    const T** const found = reinterpret_cast<const T**>(sums + kPixels * kPanel);
+    const Act** const found = reinterpret_cast<const Act**>(sums + kPixels * kPanel);
     find(group, phase_[number], first, count, found);
-    std::int64_t panel = 0;
+    const Prod* const* const rows = as_multiplied(found, count);
+    std::int64_t counted = 0;
     for_panels(0, outputs(), [&](std::int64_t channel, std::int64_t width) {
-      if (panel++ % cut.parts != part) return;
-      const T* weights =
-          weights_.template as<T>() + (number * outputs() + channel) * taps_ * depth();
-      gather(found, count, weights, width, sums);
+      if (counted++ % cut.parts != part) return;
+      gather(rows, count, panel(number, channel), width, sums);
       Walk at(rows_, columns_, first);
       for (std::int64_t r = 0; r < count; ++r, at.next()) {
         finish(group, phase_[number], at, channel, width, sums + r * width);
@@ -81,6 +84,10 @@ class Direct final : public Step {
   }
 
  private:
+  using Side = Operands<Prod>;
+  // Whether inputs are rounded to integers, with a scale for every pixel.
+  static constexpr bool kRounds = std::is_same<Prod, Int8>::value;
+
   struct Cut {
     std::int64_t blocks, parts;  // of the pixels, of the panels
   };
@@ -88,6 +95,21 @@ class Direct final : public Step {
   std::int64_t outputs() const { return p_.y.shape.channels; }
   std::int64_t depth() const { return p_.x.shape.channels + p_.more.shape.channels; }
   std::int64_t segments() const { return taps_ * (p_.more ? 2 : 1); }
+  std::int64_t channels(std::int64_t segment) const {
+    return (p_.more && segment % 2 ? p_.more : p_.x).shape.channels;
+  }
+  static std::int64_t row(const Place& place) {
+    return place ? Side::row(place.shape.channels) : 0;
+  }
+  // Of a phase: all segments' panels for so many columns.
+  std::int64_t panels(std::int64_t columns) const {
+    std::int64_t values = 0;
+    for (std::int64_t s = 0; s < segments(); ++s) values += Side::panel(channels(s), columns);
+    return values;
+  }
+  Prod* panel(std::int64_t phase, std::int64_t channel) const {
+    return weights_.template as<Prod>() + phase * panels(outputs()) + panels(channel);
+  }
 
   // Threads share every block: few blocks would leave the last thread with less than the others,
   // and each would read all weights.
@@ -116,7 +138,7 @@ class Direct final : public Step {
   // Pointers (segments, kPixels) to the input of every pixel under every tap, of x and then of
   // more.
   void find(const Group& group, const Phase& phase, std::int64_t first, std::int64_t count,
-            const T** found) const {
+            const Act** found) const {
     for (std::int64_t t = 0; t < taps_; ++t) {
       found_in(group, p_.x, phase.tap[t], first, count, found);
       found += kPixels;
@@ -127,47 +149,52 @@ class Direct final : public Step {
   }
 
   void found_in(const Group& group, const Place& place, const Tap& tap, std::int64_t first,
-                std::int64_t count, const T** found) const {
+                std::int64_t count, const Act** found) const {
     const Shape& shape = place.shape;
     Walk at(rows_, columns_, first);
     for (std::int64_t r = 0; r < count; ++r, at.next()) {
-      const T* image = group.image<const T>(place, at.image);
+      const Act* image = group.image<const Act>(place, at.image);
       const std::int64_t y = at.row * p_.stride + tap.down;
       const std::int64_t x = at.column * p_.stride + tap.across;
       const bool inside = y >= 0 && y < shape.height && x >= 0 && x < shape.width;
       found[r] =
-          inside ? image + (y * shape.width + x) * shape.channels : outside_.template as<T>();
+          inside ? image + (y * shape.width + x) * shape.channels : outside_.template as<Act>();
+    }
+  }
+
+  // The same rows as they are multiplied; those that are rounded lie behind all pointers.
+  const Prod* const* as_multiplied(const Act** found, std::int64_t count) const {
+    if constexpr (kRounds) {
+      const Prod** const rows = reinterpret_cast<const Prod**>(found + segments() * kPixels);
+      Prod* to = reinterpret_cast<Prod*>(rows + segments() * kPixels);
+      for (std::int64_t s = 0; s < segments(); ++s) {
+        for (std::int64_t r = s * kPixels; r < s * kPixels + count; ++r) {
+          Side::quantise(found[r], channels(s), to);
+          rows[r] = to;
+          to += Side::row(channels(s));
+        }
+      }
+      return rows;
+    } else {
+      return found;
     }
   }
 
   // sums (count, width), tap after tap: one tap's weights stay in cache for all pixels.
-  void gather(const T* const* found, std::int64_t count, const T* weights, std::int64_t width,
+  void gather(const Prod* const* found, std::int64_t count, const Prod* weights, std::int64_t width,
               float* sums) const {
     for (std::int64_t s = 0; s < segments(); ++s) {
-      const std::int64_t k = p_.more && s % 2 ? p_.more.shape.channels : p_.x.shape.channels;
+      const std::int64_t k = channels(s);
+      const Prod* const next = weights + Side::panel(k, width);
       for (std::int64_t r = 0; r < count; r += kRows) {
         with_tile(smaller(kRows, count - r), width, [&](auto rows, auto vecs) {
           constexpr int R = decltype(rows)::value, V = decltype(vecs)::value;
-          add<R, V>(found + s * kPixels + r, k, weights, s == 0, sums + r * width);
+          Side::template product<R, V>(found + s * kPixels + r, k, weights,
+                                       reinterpret_cast<const char*>(next), s == 0,
+                                       sums + r * width);
         });
       }
-      weights += k * width;
-    }
-  }
-
-  template <int R, int V>
-  static KDGEN_MEMBER void add(const T* const* found, std::int64_t k, const T* weights, bool fresh,
-                               float* to) {
-    constexpr int width = V * kWidth;
-    Sums<R, V> sums = {};
-    if (!fresh) {
-      for (int i = 0; i < R; ++i) {
-        for (int v = 0; v < V; ++v) sums.at[i][v] = load(to + i * width + v * kWidth);
-      }
-    }
-    multiply<T, R, V>(found, k, weights, reinterpret_cast<const char*>(weights + k * width), sums);
-    for (int i = 0; i < R; ++i) {
-      for (int v = 0; v < V; ++v) store(to + i * width + v * kWidth, sums.at[i][v]);
+      weights = next;
     }
   }
 
@@ -179,8 +206,8 @@ class Direct final : public Step {
     if (y >= p_.y.shape.height || x >= p_.y.shape.width) return;
     const std::int64_t at = (y * p_.y.shape.width + x) * outputs() + channel;
     const float* bias = bias_.template as<float>() + group.row(n, p_.rows) * outputs() + channel;
-    const T* residual = p_.residual ? group.image<const T>(p_.residual, n) + at : nullptr;
-    T* to = group.image<T>(p_.y, n) + at;
+    const Act* residual = p_.residual ? group.image<const Act>(p_.residual, n) + at : nullptr;
+    Act* to = group.image<Act>(p_.y, n) + at;
     for (std::int64_t c = 0; c < width; c += kWidth) {
       Vec value = load(sums + c) + load(bias + c);
       if (residual) value = value + load(residual + c);
@@ -189,17 +216,23 @@ class Direct final : public Step {
   }
 
   void pack(std::int64_t number) {
+    const Pages made(4 * taps_ * depth() * kPanel);
     for_panels(0, outputs(), [&](std::int64_t channel, std::int64_t width) {
-      T* panel = weights_.template as<T>() + (number * outputs() + channel) * taps_ * depth();
+      float* dense = made.template as<float>();
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static)
 #endif
       for (std::int64_t k = 0; k < taps_ * depth(); ++k) {
         for (std::int64_t o = 0; o < width; ++o) {
-          kdgen::store(
-              panel + place_in_panel<T>(k, o, width),
-              static_cast<float>(weight(phase_[number], channel + o, k % depth(), k / depth())));
+          dense[k * width + o] =
+              static_cast<float>(weight(phase_[number], channel + o, k % depth(), k / depth()));
         }
+      }
+      Prod* to = panel(number, channel);
+      for (std::int64_t s = 0; s < segments(); ++s) {
+        Side::pack(dense, channels(s), width, to);
+        dense += channels(s) * width;
+        to += Side::panel(channels(s), width);
       }
     });
   }
@@ -229,8 +262,13 @@ class Direct final : public Step {
 }  // namespace
 
 Step* direct(const Convolve& p) {
-  if (p.x.shape.dtype == Dtype::bfloat16) return new Direct<BFloat16>(p);
-  return new Direct<float>(p);
+  const bool wide = p.x.shape.dtype == Dtype::float32;
+  if (p.product == Product::int8) {
+    if (wide) return new Direct<float, Int8>(p);
+    return new Direct<BFloat16, Int8>(p);
+  }
+  if (wide) return new Direct<float, float>(p);
+  return new Direct<BFloat16, BFloat16>(p);
 }
 
 Step* convolve(const Convolve& p) {

@@ -8,6 +8,7 @@ namespace kdgen::engine {
 struct Engine {
   const char* name;
   bool fast_bf16;  // a product of bfloat16 pairs is one instruction
+  bool fast_int8;  // and one of four bytes
   Step* (*convolve)(const Convolve&);
   Step* (*moments)(const Moments&);
   Step* (*normalise)(const Normalise&);

@@ -8,9 +8,9 @@ namespace engine {
 
 constexpr std::int64_t kLine = 64;  // bytes of a cache line
 
-template <int R, int V>
+template <class T, int R, int V>
 struct Sums {
-  Vec at[R][V];
+  typename Factor<T>::Sum at[R][V];
 };
 
 // sum[r] += rows[r][0 … k) · panel, in the order of k, whatever R and V. On the way it fetches one
@@ -18,11 +18,11 @@ struct Sums {
 template <class T, int R, int V>
 static inline __attribute__((always_inline)) void multiply(const T* const* rows, std::int64_t k,
                                                            const T* panel, const char* ahead,
-                                                           Sums<R, V>& sums) {
+                                                           Sums<T, R, V>& sums) {
   using F = Factor<T>;
   constexpr int unit = F::kUnit;
   const T* row[R];
-  Vec sum[R][V];
+  typename F::Sum sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     row[r] = rows[r];

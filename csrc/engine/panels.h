@@ -1,9 +1,9 @@
 // How the right side of a product lies in memory: in panels of as many columns as the registers
 // hold, each (K, width), so that a product reads it from start to end. Of bfloat16 the two values
-// that belong to one pair of K are neighbours.
+// that belong to one pair of K are neighbours, of bytes the four.
 #pragma once
 
-#include "vec.h"
+#include "factors.h"
 
 KDGEN_BEGIN
 namespace engine {

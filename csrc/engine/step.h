@@ -65,6 +65,9 @@ class Step {
 
 enum class Form : int { direct, winograd2, winograd4, up_direct, up_winograd };
 
+// What a convolution multiplies: its input and weights as they are, or rounded for it.
+enum class Product : int { float32 = 0, bfloat16 = 2, int8 = 3 };
+
 // y = (conv(x, more) + bias[row] + residual) * scale. Weights are (channels of y, channels of x and
 // more, kernel, kernel), biases (rows, channels of y); both are copied.
 struct Convolve {
@@ -73,7 +76,7 @@ struct Convolve {
   std::int64_t rows;
   std::int64_t kernel, stride, before;  // before: zeros above and left
   Form form;
-  Dtype product;
+  Product product;
   float scale;
 };
 

@@ -9,13 +9,19 @@ KDGEN_BEGIN
 namespace engine {
 
 #if defined(__AVX512BF16__)
-constexpr bool kFast = true;
+constexpr bool kFastPairs = true;
 #else
-constexpr bool kFast = false;
+constexpr bool kFastPairs = false;
+#endif
+#if defined(__AVX512VNNI__)
+constexpr bool kFastBytes = true;
+#else
+constexpr bool kFastBytes = false;
 #endif
 
 extern const Engine table = {KDGEN_TEXT(KDGEN_TARGET),
-                             kFast,
+                             kFastPairs,
+                             kFastBytes,
                              convolve,
                              moments,
                              normalise,

@@ -2,7 +2,7 @@
 //
 // GCC's vector types are plain C++ arithmetic on every target, so one source serves them all;
 // multiplications and additions contract to fused ones here (unlike in the ops: see
-// CMakeLists.txt). Intrinsics only for what C++ cannot say: products of bfloat16 pairs.
+// CMakeLists.txt). Intrinsics only for what C++ cannot say.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ using namespace ::kdgen::engine;
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
 typedef std::uint32_t Bits __attribute__((vector_size(4 * kWidth)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef std::uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 
 KDGEN_INLINE Vec load(const float* from) {
@@ -79,46 +80,6 @@ KDGEN_INLINE Vec reciprocal(Vec v) {
 KDGEN_INLINE Vec silu(Vec v) {
   return v * reciprocal(all(1) + each(v, [](float x) { return exponential_of_minus(x); }));
 }
-
-// ---- products ---------------------------------------------------------------------------------
-
-// What a row of a product gives at a time, and what stands against it for a register of channels:
-// one float, or a pair of bfloat16.
-template <class T>
-struct Factor;
-
-template <>
-struct Factor<float> {
-  static constexpr int kUnit = 1;
-  typedef Vec Other;
-  static KDGEN_MEMBER Vec broadcast(const float* a) { return all(*a); }
-  static KDGEN_MEMBER Vec other(const float* b) { return load(b); }
-  static KDGEN_MEMBER Vec add(Vec sum, Vec a, Vec b) { return a * b + sum; }
-};
-
-template <>
-struct Factor<BFloat16> {
-  static constexpr int kUnit = 2;
-  typedef Bits Other;
-  static KDGEN_MEMBER Bits broadcast(const BFloat16* a) {
-    std::uint32_t pair;
-    std::memcpy(&pair, a, sizeof pair);
-    return pair - Bits{};
-  }
-  static KDGEN_MEMBER Bits other(const BFloat16* b) {
-    Bits pairs;
-    std::memcpy(&pairs, b, sizeof pairs);
-    return pairs;
-  }
-  static KDGEN_MEMBER Vec add(Vec sum, Bits a, Bits b) {
-#if defined(__AVX512BF16__)
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#else
-    sum = (Vec)(a & 0xffff0000u) * (Vec)(b & 0xffff0000u) + sum;
-    return (Vec)(a << 16) * (Vec)(b << 16) + sum;
-#endif
-  }
-};
 
 }  // namespace engine
 KDGEN_END

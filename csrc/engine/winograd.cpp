@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "forms.h"
-#include "multiply.h"
+#include "operands.h"
 #include "steps.h"
 #include "tables.h"
 #include "taps.h"
@@ -40,7 +40,7 @@ class Winograd final : public Step {
         down_(divided_up(p.y.shape.height, F::kOutputs)),
         across_(divided_up(p.y.shape.width, F::kOutputs)),
         bias_(copied(p.bias, p.rows * p.y.shape.channels)),
-        weights_(kSquare * inputs() * outputs() * std::int64_t{sizeof(Prod)}),
+        weights_(kSquare * Side::panel(inputs(), outputs()) * std::int64_t{sizeof(Prod)}),
         outside_(zeros(inputs() * std::int64_t{sizeof(Act)})) {
     Taps<F> taps(p.weight, outputs(), inputs());
     pack(taps);
@@ -55,8 +55,8 @@ class Winograd final : public Step {
   std::int64_t scratch(std::int64_t images) const override {
     const std::int64_t tiles = smaller(kTiles, images * down_ * across_);
     const std::int64_t made = makes(1) ? products(kDepth, kPanel) : 0;
-    return points(tiles) * std::int64_t{sizeof(Prod)} * kSquare +
-           (products(tiles, kPanel) + made) * 4 * kSquare;
+    const std::int64_t tile = kRounds ? inputs() + kApart : 0;
+    return all_points(tiles) + (products(tiles, kPanel) + made + tile) * 4 * kSquare;
   }
 
   std::int64_t packed() const override { return weights_.bytes() + taps_.bytes(); }
@@ -66,12 +66,11 @@ class Winograd final : public Step {
     const Cut cut = this->cut(group.images, group.workers);
     const std::int64_t first = task / cut.parts * cut.tiles;
     const std::int64_t count = smaller(cut.tiles, group.images * down_ * across_ - first);
-    Block block = {reinterpret_cast<Prod*>(scratch), nullptr, cut.tiles, count};
-    block.made = reinterpret_cast<float*>(block.at_points + kSquare * points(cut.tiles));
+    const Block block = {reinterpret_cast<Prod*>(scratch),
+                         reinterpret_cast<float*>(scratch + all_points(cut.tiles)), cut.tiles,
+                         count};
     Walk tile(down_, across_, first);
-    for (std::int64_t t = 0; t < count; ++t, tile.next()) {
-      to_points(group, tile, block.at_points + t * inputs(), points(cut.tiles));
-    }
+    for (std::int64_t t = 0; t < count; ++t, tile.next()) to_block(group, tile, block, t);
     const std::int64_t part = divided_up(divided_up(outputs(), kPanel), cut.parts) * kPanel;
     const std::int64_t begin = task % cut.parts * part, end = smaller(begin + part, outputs());
     for_panels(begin, end, [&](std::int64_t channel, std::int64_t width) {
@@ -85,7 +84,10 @@ class Winograd final : public Step {
   }
 
  private:
-  static constexpr int kSquare = F::kPoints * F::kPoints;
+  using Side = Operands<Prod>;
+  static constexpr int kSquare = F::kPoints * F::kPoints, kUnit = Factor<Prod>::kUnit;
+  // Whether points are rounded to integers: all inputs of one are needed then to know its scale.
+  static constexpr bool kRounds = std::is_same<Prod, Int8>::value;
 
   struct Cut {
     std::int64_t tiles, blocks, parts;  // tiles of a block, blocks, parts of its panels
@@ -101,7 +103,11 @@ class Winograd final : public Step {
   std::int64_t inputs() const { return p_.x.shape.channels; }
   std::int64_t outputs() const { return p_.y.shape.channels; }
   // From one point's matrix to the next, in values.
-  std::int64_t points(std::int64_t tiles) const { return tiles * inputs() + kApart; }
+  std::int64_t points(std::int64_t tiles) const { return tiles * Side::row(inputs()) + kApart; }
+  // In bytes.
+  std::int64_t all_points(std::int64_t tiles) const {
+    return rounded_up(kSquare * points(tiles) * std::int64_t{sizeof(Prod)}, kLine);
+  }
   static std::int64_t products(std::int64_t tiles, std::int64_t width) {
     return tiles * width + kApart;
   }
@@ -121,8 +127,24 @@ class Winograd final : public Step {
     return {tiles, divided_up(all, tiles), 1};
   }
 
+  // The points of tile t of a block, rounded where they are, with a scale each.
+  void to_block(const Group& group, const Walk& tile, const Block& block, std::int64_t t) const {
+    Prod* const to = block.at_points + t * Side::row(inputs());
+    const std::int64_t apart = points(block.tiles);
+    if constexpr (kRounds) {
+      float* const own = block.made + kSquare * products(block.tiles, kPanel);
+      to_points(group, tile, own, inputs() + kApart);
+      for (int i = 0; i < kSquare; ++i) {
+        Side::quantise(own + i * (inputs() + kApart), inputs(), to + i * apart);
+      }
+    } else {
+      to_points(group, tile, to, apart);
+    }
+  }
+
   // One tile's points, `apart` from each other.
-  void to_points(const Group& group, const Walk& tile, Prod* to, std::int64_t apart) const {
+  template <class To>
+  void to_points(const Group& group, const Walk& tile, To* to, std::int64_t apart) const {
     constexpr int I = F::kInputs, N = F::kPoints;
     const Shape& shape = p_.x.shape;
     const Act* image = group.image<const Act>(p_.x, tile.image);
@@ -154,11 +176,11 @@ class Winograd final : public Step {
   }
 
   void multiply_packed(const Block& block, std::int64_t channel, std::int64_t width) const {
-    const std::int64_t own = inputs() * width, apart = products(block.tiles, width);
-    const Prod* panel = weights_.template as<Prod>() + kSquare * inputs() * channel;
+    const std::int64_t own = Side::panel(inputs(), width), apart = products(block.tiles, width);
+    const Prod* panel = this->panel(channel);
     for (int point = 0; point < kSquare; ++point, panel += own) {
       product(block.at_points + point * points(block.tiles), block.count, panel, inputs(), width,
-              true, reinterpret_cast<const char*>(panel + own), kLine * inputs(),
+              true, reinterpret_cast<const char*>(panel + own), kLine * inputs() / kUnit,
               block.made + point * apart);
     }
   }
@@ -188,19 +210,9 @@ class Winograd final : public Step {
       with_tile(smaller(kRows, rows - r), width, [&](auto count, auto vecs) {
         constexpr int R = decltype(count)::value, V = decltype(vecs)::value;
         const Prod* row[R];
-        for (int i = 0; i < R; ++i) row[i] = a + (r + i) * inputs();
-        float* const to = made + r * width;
-        Sums<R, V> sums = {};
-        if (!fresh) {
-          for (int i = 0; i < R; ++i) {
-            for (int v = 0; v < V; ++v) sums.at[i][v] = load(to + i * width + v * kWidth);
-          }
-        }
-        engine::multiply<Prod, R, V>(row, depth, panel, ahead, sums);
+        for (int i = 0; i < R; ++i) row[i] = a + (r + i) * Side::row(inputs());
+        Side::template product<R, V>(row, depth, panel, ahead, fresh, made + r * width);
         ahead += step;
-        for (int i = 0; i < R; ++i) {
-          for (int v = 0; v < V; ++v) store(to + i * width + v * kWidth, sums.at[i][v]);
-        }
       });
     }
   }
@@ -259,21 +271,28 @@ class Winograd final : public Step {
     }
   }
 
+  // Where the points' panels that begin at a channel lie.
+  Prod* panel(std::int64_t channel) const {
+    return weights_.template as<Prod>() + kSquare * Side::panel(inputs(), channel);
+  }
+
   void pack(const Taps<F>& taps) {
+    const Pages made(4 * kSquare * inputs() * kPanel);
     for_panels(0, outputs(), [&](std::int64_t channel, std::int64_t width) {
-      Prod* panel = weights_.template as<Prod>() + kSquare * inputs() * channel;
+      const std::int64_t apart = inputs() * width;
+      float* const dense = made.template as<float>();
+      Prod* const panel = this->panel(channel);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static)
 #endif
       for (std::int64_t k = 0; k < inputs(); ++k) {
-        float made[kSquare * kPanel];
-        taps.points(channel, width, k, 1, made, width);
-        for (int i = 0; i < kSquare; ++i) {
-          for (std::int64_t o = 0; o < width; ++o) {
-            kdgen::store(panel + i * inputs() * width + place_in_panel<Prod>(k, o, width),
-                         made[i * width + o]);
-          }
-        }
+        taps.points(channel, width, k, 1, dense + k * width, apart);
+      }
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static)
+#endif
+      for (int i = 0; i < kSquare; ++i) {
+        Side::pack(dense + i * apart, inputs(), width, panel + i * Side::panel(inputs(), width));
       }
     });
   }
@@ -284,11 +303,21 @@ class Winograd final : public Step {
   Taps<F> taps_;  // where one image has few tiles
 };
 
+template <class F, class Act>
+Step* of_products(const Convolve& p) {
+  if (p.product == Product::bfloat16) return new Winograd<F, Act, BFloat16>(p);
+  // Not of F(4×4), whose transforms would enlarge the rounding too much.
+  if constexpr (F::kPoints < 6) {
+    if (p.product == Product::int8) return new Winograd<F, Act, Int8>(p);
+  }
+  if constexpr (std::is_same<Act, float>::value) return new Winograd<F, float, float>(p);
+  return nullptr;
+}
+
 template <class F>
 Step* of_types(const Convolve& p) {
-  if (p.x.shape.dtype == Dtype::bfloat16) return new Winograd<F, BFloat16, BFloat16>(p);
-  if (p.product == Dtype::bfloat16) return new Winograd<F, float, BFloat16>(p);
-  return new Winograd<F, float, float>(p);
+  if (p.x.shape.dtype == Dtype::bfloat16) return of_products<F, BFloat16>(p);
+  return of_products<F, float>(p);
 }
 
 }  // namespace

@@ -109,7 +109,7 @@ def network(folded: fold.Folded, accuracy: str) -> Network:
         with torch.inference_mode():
             return made, sample.error(made(sample.x, sample.time, sample.label))
 
-    plans = choice.plans(found, accuracy, fast_bf16=_fast_bf16())
+    plans = choice.plans(found, accuracy, **_fast())
     settled = choice.settled(plans, choice.BOUNDS[accuracy], attempt)
     settled.made.report = _report(accuracy, settled)
     if not settled.error <= choice.BOUNDS[accuracy]:
@@ -132,6 +132,8 @@ def _report(accuracy: str, settled: choice.Settled[Network]) -> report.Report:
     )
 
 
-def _fast_bf16() -> bool:
+def _fast() -> dict[str, bool]:
+    """Which products are one instruction."""
     assert native.module is not None
-    return bool(native.module.Program().fast_bf16)
+    program = native.module.Program()
+    return {"fast_bf16": program.fast_bf16, "fast_int8": program.fast_int8}

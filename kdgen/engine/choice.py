@@ -20,7 +20,11 @@ from kdgen.engine.steps import Convolve, Step, Trace
 Made = TypeVar("Made")
 
 # The largest relative error (L2) of the network's output that a class admits.
-BOUNDS: Mapping[str, float] = {"exact": math.inf, "fp32": 1e-5, "bf16": 1.1e-2, "fastest": math.inf}
+# That of the fastest is the error of OpenVINO's int8 on the 35.7M network.
+BOUNDS: Mapping[str, float] = {"exact": math.inf, "fp32": 1e-5, "bf16": 1.1e-2, "fastest": 4.7e-2}
+# Channels of the narrowest layers that may multiply in int8: an image has fewer, and rounding it, or
+# what it is made of, costs more in quality than it saves.
+ROUNDED = 32
 # What a network asked for in this dtype gets, unless it is said.
 USUAL = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -29,7 +33,8 @@ USUAL = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 class Candidate:
     """A rule. `largest`: side of the largest map that may take F(4×4), whose transforms magnify
     rounding by more than F(2×2)'s. `narrowest`: the fewest channels that such a layer reads.
-    `worth`: a layer takes it where its time is at most this share of the others'."""
+    `worth`: a layer takes it where its time is at most this share of the others'. `rounded`: any
+    other form may multiply in int8, between layers that are no images."""
 
     activations: torch.dtype
     products: torch.dtype  # of transformed layers; the others' are those of the activations
@@ -37,13 +42,14 @@ class Candidate:
     largest: float = math.inf
     narrowest: int = 0
     worth: float = 1.0
+    rounded: bool = False
 
     @property
     def name(self) -> str:
         """In words."""
         mixed = self.products is not self.activations
         kind = f"{_short(self.activations)}{f', products {_short(self.products)}' * mixed}"
-        return f"{kind}, {self._forms()}"
+        return f"{kind}{', or int8 products' * self.rounded}, {self._forms()}"
 
     def _forms(self) -> str:
         if not self.winograd:
@@ -62,9 +68,11 @@ class Candidate:
             return self.winograd
         return self.winograd and side <= self.largest and channels >= self.narrowest
 
-    def product(self, form: str) -> torch.dtype:
-        """Of a layer of this form."""
-        return self.activations if form in ("direct", "up_direct") else self.products
+    def offered(self, form: str, fewest: int) -> tuple[torch.dtype, ...]:
+        """Products of a layer of this form, which has so many channels on its narrower side."""
+        own = self.activations if form in ("direct", "up_direct") else self.products
+        rounds = self.rounded and form != "winograd4" and fewest >= ROUNDED
+        return (own, torch.int8) if rounds else (own,)
 
 
 _F32, _BF16 = torch.float32, torch.bfloat16
@@ -78,11 +86,13 @@ _NARROW = (
     Candidate(_BF16, _BF16, largest=0),
     Candidate(_F32, _BF16, largest=0),
 )
+# 3.6e-2 where all layers are rounded (the 35.7M network).
+_ROUNDED = (Candidate(_BF16, _BF16, rounded=True), Candidate(_F32, _F32, rounded=True))
 CANDIDATES: Mapping[str, tuple[Candidate, ...]] = {
     "exact": (DIRECT,),
     "fp32": _WIDE,
     "bf16": _NARROW + _WIDE,
-    "fastest": (Candidate(_BF16, _BF16), *_NARROW, *_WIDE),
+    "fastest": (*_ROUNDED, Candidate(_BF16, _BF16), *_NARROW, *_WIDE),
 }
 
 
@@ -128,14 +138,16 @@ class Trial:
     error: float
 
 
-def plans(trace: Trace, accuracy: str, *, fast_bf16: bool) -> list[Plan]:
+def plans(trace: Trace, accuracy: str, *, fast_bf16: bool, fast_int8: bool = False) -> list[Plan]:
     """Those of a class, the one that is expected to be the fastest first.
 
     Without `fast_bf16`, products of bfloat16 are slower here than those of float32: none has them.
+    Likewise `fast_int8`.
     """
     found: dict[tuple[object, ...], Plan] = {}
     for candidate in CANDIDATES[accuracy]:
-        if fast_bf16 or candidate.products is _F32:
+        slow = candidate.products is _BF16 and not fast_bf16 or candidate.rounded and not fast_int8
+        if not slow:
             plan = planned(trace, candidate)
             found.setdefault(plan.signature, plan)
     return sorted(found.values(), key=lambda plan: plan.seconds)
@@ -187,14 +199,16 @@ def _layer(step: Step, trace: Trace, candidate: Candidate) -> Layer:
     if not isinstance(step, Convolve):
         return Layer(step, "", activations, cost.other(step, trace, activations))
     y = trace.buffers[step.y]
-    facts = (max(y.height, y.width), step.weight.shape[1])
-    allowed = [form for form in cost.forms(step, trace) if candidate.allows(form, *facts)]
+    c_out, c_in = step.weight.shape[:2]
+    side, fewest = max(y.height, y.width), min(c_in, c_out)
     seconds = {
-        form: cost.convolution(step, y, form, candidate.product(form), activations)
-        for form in allowed
+        (form, product): cost.convolution(step, y, form, product, activations)
+        for form in cost.forms(step, trace)
+        if candidate.allows(form, side, c_in)
+        for product in candidate.offered(form, fewest)
     }
-    form = min(allowed, key=lambda form: seconds[form] / _worth(form, candidate))
-    return Layer(step, form, candidate.product(form), seconds[form])
+    form, product = min(seconds, key=lambda way: seconds[way] / _worth(way[0], candidate))
+    return Layer(step, form, product, seconds[form, product])
 
 
 def _worth(form: str, candidate: Candidate) -> float:

@@ -14,6 +14,7 @@ from kdgen.engine.choice import Layer, Plan
 from kdgen.kernels import native
 
 CODES = native.CODES
+PRODUCTS = {**CODES, torch.int8: 3}
 
 
 def compiled(plan: Plan, *, isa: str = "", guarded: bool = False) -> Any:
@@ -66,7 +67,7 @@ def _convolve(program: Any, layer: Layer) -> None:
         step.stride,
         step.before,
         layer.form,
-        CODES[layer.product],
+        PRODUCTS[layer.product],
         step.scale,
     )
 

@@ -1,8 +1,8 @@
 """What a step costs, in seconds of one core for one image, as far as choosing needs to know.
 
 Measured once, on two Zen4 cores with AVX-512 and bfloat16 products (128 to 128 channels at 32×32,
-direct, F(2×2) and F(4×4), and the whole 35.7M network). Only ratios matter: they decide which form
-a convolution takes. Other machines differ most in the product of bfloat16, which is not chosen at
+direct, F(2×2) and F(4×4), and the whole 35.7M network); int8 on cores with AVX-512 VNNI. Only
+ratios matter: they decide which form a convolution takes. Other machines differ most in the product of bfloat16, which is not chosen at
 all where it is no instruction.
 """
 
@@ -25,7 +25,9 @@ from kdgen.engine.steps import (
 )
 
 # Products and sums a second, of a core in full swing: 2 a multiply-add.
-ROOF = {torch.float32: 110e9, torch.bfloat16: 220e9}
+ROOF = {torch.float32: 110e9, torch.bfloat16: 220e9, torch.int8: 440e9}
+# Values a second that are rounded to int8, with a scale for each row of them.
+ROUNDED = 2e9
 # Bytes a second from memory, for weights that no cache keeps between two layers …
 BANDWIDTH = 16e9
 # … and images that share them. A number of its own, never that of a call: an image's bits must not
@@ -83,6 +85,8 @@ def convolution(
     seconds = tiles * how.products * c_in * c_out * 2 / ROOF[product]
     if how.transformed:
         seconds += tiles * how.products * (c_in + c_out) / how.transformed
+    if product is torch.int8:
+        seconds += tiles * how.products * c_in / ROUNDED
     packed = how.products * c_in * c_out * product.itemsize
     moved = (1 + (step.residual != NONE)) * y.values * activations.itemsize
     return seconds + packed / BANDWIDTH / IMAGES + moved / BANDWIDTH
