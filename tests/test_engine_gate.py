@@ -71,7 +71,7 @@ def test_what_is_well_is_measured_once():
 class Fake:
     """An engine of which only the facts are asked."""
 
-    isa, fast_bf16 = "avx512", False
+    isa, fast_bf16, fast_int8 = "avx512", False, False
 
 
 @pytest.fixture
@@ -107,6 +107,8 @@ def test_products_that_a_machine_emulates_are_not_timed(
 ):
     assert all(la.dtype == FP32 for la in gate._here(Fake())[1])
     monkeypatch.setattr(Fake, "fast_bf16", True)
+    assert {la.dtype for la in gate._here(Fake())[1]} == {FP32, BF16}
+    monkeypatch.setattr(Fake, "fast_int8", True)
     assert gate._here(Fake())[1] == list(LAYERS)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from .figures import Spread
-from .layers import BF16, LAYERS, WORST, Layer, Pair, program
+from .layers import BF16, FP32, INT8, LAYERS, WORST, Layer, Pair, program
 
 FLOORS = Path(__file__).with_name("floors.json")
 SLACK = 0.6  # of a measured ratio: identical code differed by 30 % on a shared two-core machine
@@ -97,9 +97,10 @@ def read(path: Path) -> dict[str, Floors]:
 
 
 def _here(engine: Any) -> tuple[str, list[Layer]]:
-    """The instruction set, and the layers that are worth their time on it: products in bfloat16
-    that it would have to emulate are never chosen."""
-    return engine.isa, [la for la in LAYERS if la.dtype != BF16 or engine.fast_bf16]
+    """The instruction set, and the layers that are worth their time on it: products that it would
+    have to emulate are never chosen."""
+    fast = {FP32: True, BF16: engine.fast_bf16, INT8: engine.fast_int8}
+    return engine.isa, [la for la in LAYERS if fast[la.dtype]]
 
 
 def _measured(make: Callable[[], Any], layer: Layer) -> Result:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FP32, BF16 = 0, 2  # the engine's names of dtypes
+FP32, BF16, INT8 = 0, 2, 3  # the engine's names of what is multiplied
 BATCH = 8
 # ‖ours − torch in float64‖ over ‖torch‖: against gross errors; the tests ask for much less.
-WORST = {FP32: 1e-4, BF16: 3e-2}
-_DTYPES = {FP32: torch.float32, BF16: torch.bfloat16}
+WORST = {FP32: 1e-4, BF16: 3e-2, INT8: 3e-2}
+_NAMES = {FP32: "fp32", BF16: "bf16", INT8: "int8"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,14 @@ class Layer:
 
     @property
     def key(self) -> str:
-        kind = f"{self.form} {'bf16' if self.dtype == BF16 else 'fp32'}"
+        kind = f"{self.form} {_NAMES[self.dtype]}"
         sides = f"{self.kernel}x{self.kernel} {self.channels}-{self.out} at {self.size}"
         return f"{sides} {kind}"
+
+    @property
+    def buffers(self) -> int:
+        """The dtype of the images: what is multiplied in int8 is rounded on the way."""
+        return FP32 if self.dtype == INT8 else self.dtype
 
     @property
     def doubled(self) -> bool:
@@ -60,6 +65,9 @@ LAYERS = (
     Layer(128, 128, 32, "winograd2", BF16),
     Layer(256, 256, 16, "winograd4", BF16),
     Layer(512, 256, 16, "direct", BF16, kernel=1),
+    Layer(128, 128, 32, "winograd2", INT8),
+    Layer(256, 256, 8, "up_winograd", INT8),
+    Layer(512, 256, 16, "direct", INT8, kernel=1),
 )
 
 
@@ -77,7 +85,7 @@ class Pair:
         out = torch.empty(BATCH, layer.out, layer.side, layer.side)
         self._out = out.contiguous(memory_format=torch.channels_last)
         self._describe()
-        dtype = _DTYPES[layer.dtype]
+        dtype = torch.bfloat16 if layer.buffers == BF16 else torch.float32
         self._given = [
             t.to(dtype, memory_format=torch.channels_last) if t.dim() == 4 else t.to(dtype)
             for t in (self._x, self._weight, self._bias)
@@ -104,8 +112,8 @@ class Pair:
     def _describe(self) -> None:
         """Image in, the layer, image out."""
         p, layer = self._program, self.layer
-        x = p.buffer(layer.size, layer.size, layer.channels, layer.dtype)
-        y = p.buffer(layer.side, layer.side, layer.out, layer.dtype)
+        x = p.buffer(layer.size, layer.size, layer.channels, layer.buffers)
+        y = p.buffer(layer.side, layer.side, layer.out, layer.buffers)
         p.input(x, layer.channels)
         given = self._weight.data_ptr(), self._bias.data_ptr(), 1  # one row of biases for all
         window = layer.kernel, 1, layer.kernel // 2  # stride 1, zeros before the image

@@ -67,8 +67,10 @@ def engine() -> Finding:
         return Finding("engine", "note", text)
     assert native.module is not None
     program = native.module.Program()
-    products = "as instructions" if program.fast_bf16 else "emulated, so bf16 runs in float32"
-    return Finding("engine", "ok", f"{program.isa}, products of bfloat16 {products}")
+    pairs = "as instructions" if program.fast_bf16 else "emulated, so bf16 runs in float32"
+    integers = "as instructions" if program.fast_int8 else "emulated, so none are chosen"
+    text = f"{program.isa}, products of bfloat16 {pairs}, of int8 {integers}"
+    return Finding("engine", "ok", text)
 
 
 def cuda() -> Finding:

@@ -22,8 +22,8 @@ Made = TypeVar("Made")
 # The largest relative error (L2) of the network's output that a class admits.
 # That of the fastest is the error of OpenVINO's int8 on the 35.7M network.
 BOUNDS: Mapping[str, float] = {"exact": math.inf, "fp32": 1e-5, "bf16": 1.1e-2, "fastest": 4.7e-2}
-# Channels of the narrowest layers that may multiply in int8: an image has fewer, and rounding it, or
-# what it is made of, costs more in quality than it saves.
+# Channels of the narrowest layers that may multiply in int8. An image has fewer: rounding it, or what
+# it is made of, costs more in quality than it saves.
 ROUNDED = 32
 # What a network asked for in this dtype gets, unless it is said.
 USUAL = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -146,8 +146,8 @@ def plans(trace: Trace, accuracy: str, *, fast_bf16: bool, fast_int8: bool = Fal
     """
     found: dict[tuple[object, ...], Plan] = {}
     for candidate in CANDIDATES[accuracy]:
-        slow = candidate.products is _BF16 and not fast_bf16 or candidate.rounded and not fast_int8
-        if not slow:
+        pairs, bytes_ = candidate.products is _BF16, candidate.rounded
+        if (fast_bf16 or not pairs) and (fast_int8 or not bytes_):
             plan = planned(trace, candidate)
             found.setdefault(plan.signature, plan)
     return sorted(found.values(), key=lambda plan: plan.seconds)

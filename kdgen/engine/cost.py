@@ -1,9 +1,9 @@
 """What a step costs, in seconds of one core for one image, as far as choosing needs to know.
 
 Measured once, on two Zen4 cores with AVX-512 and bfloat16 products (128 to 128 channels at 32×32,
-direct, F(2×2) and F(4×4), and the whole 35.7M network); int8 on cores with AVX-512 VNNI. Only
-ratios matter: they decide which form a convolution takes. Other machines differ most in the product of bfloat16, which is not chosen at
-all where it is no instruction.
+direct, F(2×2) and F(4×4), and the whole 35.7M network); int8 beside float32 on cores with AVX-512
+VNNI. Only ratios matter: they decide which form a convolution takes. Other machines differ most in
+the products of bfloat16 and int8, which are not chosen at all where they are no instruction.
 """
 
 from __future__ import annotations

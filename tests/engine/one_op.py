@@ -15,13 +15,15 @@ from torch import Tensor
 
 from kdgen.kernels import native
 
-FLOAT32, BFLOAT16 = 0, 2
+FLOAT32, BFLOAT16, INT8 = 0, 2, 3
 DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}
 ISAS = native.module.supported_isas() if native.module else []
 BAND, MARK = 64, 12345.678  # values on either side of the answer, and which
 
 needs_native = pytest.mark.skipif(bool(native.why), reason=native.why or "loaded")
 per_isa = pytest.mark.parametrize("isa", ISAS)
+# For steps that are no convolutions: those of avx512_vnni are avx512's.
+per_other_isa = pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "avx512_vnni"])
 per_storage = pytest.mark.parametrize("storage", [FLOAT32, BFLOAT16], ids=["fp32", "bf16"])
 
 

@@ -8,6 +8,9 @@ order. Winograd's terms are those of its transforms, and larger than the convolu
     Σ|terms| = |Aᵀ|[ Σ_c (|G||g||Gᵀ|) ⊙ (|Bᵀ||d||B|) ]|A|
 
 which is the same however the three matrices share their factors.
+
+Rounding to int8 moves a factor by at most half a scale, 1/254 of the largest that shares it: of a
+row, all channels at one point of a tile, or of a column, all those at one point of a weight.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 UNIT = {0: 2.0**-24, 2: 2.0**-8}  # by dtype code
+HALF_SCALE = 1 / 254
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,33 @@ TRANSFORMS = {
 
 def transformed(x: Tensor, weight: Tensor, t: Transform, power: int = 1) -> Tensor:
     """The convolution by transform `t`; with `power` 2, the sum of its products' squares."""
-    u = torch.einsum("ik,ockl,jl->ocij", t.weight, weight, t.weight) ** power
-    v = torch.einsum("ia,ncxyab,jb->ncxyij", t.data, _tiles(x, t), t.data) ** power
-    a = t.answer**power
+    u, v = _points(x, weight, t)
+    return _answers(u**power, v**power, t.answer**power, x, t)
+
+
+def moved(x: Tensor, weight: Tensor, t: Transform) -> Tensor:
+    """By how much int8 factors may move the convolution by transform `t`."""
+    u, v = (p.abs() for p in _points(x, weight, t))
+    wide_u, wide_v = (p + HALF_SCALE * p.amax(1, keepdim=True) for p in (u, v))
+    a = t.answer.abs()
+    return _answers(wide_u, wide_v, a, x, t) - _answers(u, v, a, x, t)
+
+
+def variance(x: Tensor, weight: Tensor, t: Transform) -> Tensor:
+    """Of what int8 factors move, were they rounded at random: a third of half a scale's square."""
+    u, v = (p.square() for p in _points(x, weight, t))
+    du, dv = (HALF_SCALE**2 / 3 * p.amax(1, keepdim=True).expand_as(p) for p in (u, v))
+    a = t.answer.square()
+    return _answers(u, dv, a, x, t) + _answers(du, v, a, x, t)
+
+
+def _points(x: Tensor, weight: Tensor, t: Transform) -> tuple[Tensor, Tensor]:
+    """Of the weight (out, c, i, j), and of all tiles (n, c, down, across, i, j)."""
+    u = torch.einsum("ik,ockl,jl->ocij", t.weight, weight, t.weight)
+    return u, torch.einsum("ia,ncxyab,jb->ncxyij", t.data, _tiles(x, t), t.data)
+
+
+def _answers(u: Tensor, v: Tensor, a: Tensor, x: Tensor, t: Transform) -> Tensor:
     y = torch.einsum("pi,ncxyij,ocij,qj->noxpyq", a, v, u, a).flatten(4, 5).flatten(2, 3)
     many = len(t.answer) // t.step
     return y[:, :, : many * x.shape[2], : many * x.shape[3]]
@@ -105,6 +133,16 @@ def filtered(x: Tensor, weight: Tensor, stride: int, before: int, size: tuple[in
     beyond = (max(0, across - before - x.shape[3]), max(0, down - before - x.shape[2]))
     around = F.pad(x, (before, beyond[0], before, beyond[1]))
     return F.conv2d(around[:, :, :down, :across], weight, stride=stride)
+
+
+def filtered_moved(
+    x: Tensor, weight: Tensor, stride: int, before: int, size: tuple[int, int]
+) -> Tensor:
+    """By how much int8 factors may move it, where a pixel and a tap have scales of their own."""
+    x, weight = x.abs(), weight.abs()
+    wide_x, wide_w = (p + HALF_SCALE * p.amax(1, keepdim=True) for p in (x, weight))
+    window = stride, before, size
+    return filtered(wide_x, wide_w, *window) - filtered(x, weight, *window)
 
 
 def rms(v: Tensor) -> float:

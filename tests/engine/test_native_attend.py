@@ -17,7 +17,7 @@ from one_op import (
     OneOp,
     needs_native,
     normal,
-    per_isa,
+    per_other_isa,
     per_storage,
     refused,
     same_bits,
@@ -100,7 +100,7 @@ def holds(case: Case, isa: str, threads: int = 1) -> None:
     assert bool((error <= bound).all()), f"{case}: {float((error / bound).max()):.3g} of the bound"
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
@@ -110,7 +110,7 @@ def test_attention_is_within_its_roundings(isa, storage, size, heads):
     holds(Case(storage, 1, size, *heads, scale, together=False), isa, threads=2)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_a_clear_choice_is_a_copy(isa, storage):
     """Scores so far apart that all but one weight vanish; e^x must not overflow on the way."""
@@ -122,7 +122,7 @@ def test_a_clear_choice_is_a_copy(isa, storage):
     assert torch.equal(y, v)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_equal_scores_give_the_mean(isa, storage):
     case = Case(storage, 1, (4, 4), 2, 16, scale=1.0)
@@ -148,14 +148,14 @@ def test_whatever_the_attention(heads, size, n, storage, scale, together, isa, t
     holds(Case(storage, n, size, *heads, scale, together, seed), isa, threads)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_bits_depend_neither_on_the_batch_nor_on_the_threads(isa, storage):
     for size in SIZES:
         same_bits(Case(storage, 5, size, 3, 16).program(isa))
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @pytest.mark.parametrize("part", "qkv")
 def test_nan_comes_out_where_torch_has_it(isa, storage, part):

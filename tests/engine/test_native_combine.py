@@ -16,7 +16,7 @@ from one_op import (
     needs_native,
     normal,
     numbers,
-    per_isa,
+    per_other_isa,
     per_storage,
     refused,
     same_bits,
@@ -77,7 +77,7 @@ def holds(
     assert bool(((y.double() - (ax + bm)).abs() <= bound * 1.01).all())
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("rows", [1, 3])
@@ -86,7 +86,7 @@ def test_a_sum_is_within_its_roundings(isa, storage, size, rows):
         holds(isa, storage, 4, channels, size, rows, threads=rows)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_without_a_second_input_it_is_a_product(isa, storage):
     x = drawn(3, 20, (5, 7), storage)
@@ -95,7 +95,7 @@ def test_without_a_second_input_it_is_a_product(isa, storage):
     assert torch.equal(y, stored(of_row(a, chosen, 3) * x, storage))
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_what_a_factor_of_zero_meets_still_counts(isa, storage):
     """0·∞ is NaN here as in torch."""
@@ -121,7 +121,7 @@ def test_whatever_the_sum(storage, n, channels, size, rows, isa, threads):
     holds(isa, storage, n, channels, size, rows, threads)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_bits_depend_neither_on_the_batch_nor_on_the_threads(isa, storage):
     for size in SIZES:

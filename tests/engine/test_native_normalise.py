@@ -18,7 +18,7 @@ from one_op import (
     needs_native,
     normal,
     numbers,
-    per_isa,
+    per_other_isa,
     per_storage,
     refused,
     same_bits,
@@ -143,7 +143,7 @@ def holds(case: Case, isa: str, threads: int = 1) -> None:
     assert bool((error <= bound).all()), f"{case}: {float((error / bound).max()):.3g} of the bound"
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS, ids=str)
@@ -153,7 +153,7 @@ def test_a_norm_is_within_its_roundings(isa, storage, size, width):
         holds(Case(storage, 3, size, own, others, groups, rows, act), isa, threads=rows)
 
 
-@per_isa
+@per_other_isa
 @pytest.mark.parametrize("spoil", ["mean", "first", "last"])
 def test_neither_a_large_mean_nor_a_lone_value_drowns_the_deviation(isa, spoil):
     """Up to the second order that rounding leaves: the mean of m values is wrong by m·u·mean|x| at
@@ -176,7 +176,7 @@ def test_neither_a_large_mean_nor_a_lone_value_drowns_the_deviation(isa, spoil):
     assert bool((error <= off * gain.abs() + 4 * u * terms).all())
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_a_constant_group_comes_out_as_its_offset(isa, storage):
     """Its variance is 0 up to roundings, and must not become a negative number's root."""
@@ -201,7 +201,7 @@ def test_whatever_the_norm(width, size, n, rows, act, storage, isa, threads, see
     holds(Case(storage, n, size, own, others, groups, rows, act, seed=seed), isa, threads)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_bits_depend_neither_on_the_batch_nor_on_the_threads(isa, storage):
     for size in SIZES:
@@ -209,7 +209,7 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_threads(isa, storage):
         same_bits(case.program(isa), case.numbers)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_spoils_its_group_and_no_other(isa, storage, value):

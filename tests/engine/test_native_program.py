@@ -18,7 +18,7 @@ from one_op import (
     needs_native,
     normal,
     numbers,
-    per_isa,
+    per_other_isa,
     per_storage,
     refused,
     same_bits,
@@ -56,7 +56,7 @@ def chain(
     return op.answer(last, 16, 5, 6), want[-1]
 
 
-@per_isa
+@per_other_isa
 def test_it_says_on_what_it_runs(isa):
     made = program(isa)
     assert made.isa == isa
@@ -69,7 +69,7 @@ def test_an_unknown_instruction_set_is_refused():
         program("sse9")
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_what_goes_in_comes_out(isa, storage):
     for size in [(1, 1), (5, 7)]:
@@ -79,7 +79,7 @@ def test_what_goes_in_comes_out(isa, storage):
             assert torch.equal(y, op.parts["x"])
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_channels_beyond_those_of_the_images_are_zero(isa, storage):
     made, x, out = program(isa), normal(2, 4, 3, 5, seed=0), torch.full((2, 4, 3, 16), math.nan)
@@ -91,7 +91,7 @@ def test_channels_beyond_those_of_the_images_are_zero(isa, storage):
     assert not out[..., 5:].any()
 
 
-@per_isa
+@per_other_isa
 def test_bfloat16_is_rounded_to_even_and_keeps_what_is_not_finite(isa):
     bits = torch.arange(0, 2**16, dtype=torch.int64) << 16
     halves = torch.cat([bits + 0x7FFF, bits + 0x8000, bits + 0x8001, bits])
@@ -105,7 +105,7 @@ def test_bfloat16_is_rounded_to_even_and_keeps_what_is_not_finite(isa):
     assert torch.equal(y[~y.isnan()], want[~y.isnan()])
 
 
-@per_isa
+@per_other_isa
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("guarded", [False, True])
 def test_many_layers_share_their_memory_without_harm(isa, rows, guarded):
@@ -115,7 +115,7 @@ def test_many_layers_share_their_memory_without_harm(isa, rows, guarded):
     same_bits(op, numbers(3, rows))
 
 
-@per_isa
+@per_other_isa
 def test_a_program_runs_again_with_another_batch(isa):
     op, want = chain(isa, steps=3, n=5)
     for n, threads in [(1, 1), (5, 3), (2, 2), (5, 1)]:
@@ -130,7 +130,7 @@ def test_memory_is_planned_from_first_write_to_last_read():
     assert short.workspace(1, 1) >= 3 * 5 * 6 * 16 * 4  # a layer's two inputs and its answer
 
 
-@per_isa
+@per_other_isa
 def test_no_images_are_no_work(isa):
     op, _ = chain(isa, steps=2, n=0)
     assert op.run().shape == (0, 16, 5, 6)
@@ -278,7 +278,7 @@ def test_images_beyond_two_billion_values_are_right():
     assert not many[:-1].any()
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_a_call_reads_an_image_and_writes_an_image(isa, storage):
     op = OneOp(isa, storage, x=integers(5, 20, 3, 4, seed=0))

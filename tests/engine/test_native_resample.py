@@ -19,7 +19,7 @@ from one_op import (
     integers,
     needs_native,
     normal,
-    per_isa,
+    per_other_isa,
     per_storage,
     refused,
     same_bits,
@@ -104,7 +104,7 @@ def holds(case: Case, isa: str, threads: int = 1) -> None:
     assert bool(((y.double() - want).abs() <= case.bound()).all()), case
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @per_way
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -113,7 +113,7 @@ def test_a_filter_is_within_its_roundings(isa, storage, up, size):
         holds(Case(up, taps, before, storage, 2, size), isa)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_a_pair_upward_is_the_nearest_neighbour(isa, storage):
     case = Case(True, storage=storage, channels=20)
@@ -121,7 +121,7 @@ def test_a_pair_upward_is_the_nearest_neighbour(isa, storage):
     assert torch.equal(y, F.interpolate(case.x, scale_factor=2, mode="nearest"))
 
 
-@per_isa
+@per_other_isa
 @per_storage
 def test_a_pair_downward_is_the_mean_of_four(isa, storage):
     case = Case(False, storage=storage, size=(6, 8), channels=20)
@@ -146,7 +146,7 @@ def test_whatever_the_filter(up, chosen, storage, n, size, channels, isa, thread
     holds(Case(up, *chosen, storage, n, size, channels, seed), isa, threads)
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @per_way
 def test_bits_depend_neither_on_the_batch_nor_on_the_threads(isa, storage, up):
@@ -154,7 +154,7 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_threads(isa, storage, up):
         same_bits(Case(up, FIR, 1 + up, storage, 5, size).program(isa))
 
 
-@per_isa
+@per_other_isa
 @per_storage
 @per_way
 @pytest.mark.parametrize("value", [math.nan, math.inf])

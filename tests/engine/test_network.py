@@ -329,17 +329,18 @@ def test_a_report_is_for_people(folded: Callable[..., fold.Folded]):
 def test_plans_are_of_the_machine(
     folded: Callable[..., fold.Folded], monkeypatch: pytest.MonkeyPatch
 ):
-    seen: list[bool] = []
+    seen: list[tuple[bool, bool]] = []
     honest = building.choice.plans
 
-    def spied(*args: Any, fast_bf16: bool) -> list[Plan]:
-        seen.append(fast_bf16)
-        return honest(*args, fast_bf16=fast_bf16)
+    def spied(*args: Any, fast_bf16: bool, fast_int8: bool) -> list[Plan]:
+        seen.append((fast_bf16, fast_int8))
+        return honest(*args, fast_bf16=fast_bf16, fast_int8=fast_int8)
 
     monkeypatch.setattr(building.choice, "plans", spied)
     net = engine.network(folded("ddpm32"), "bf16")
     assert native.module is not None
-    assert seen == [native.module.Program().fast_bf16]
-    kind = torch.bfloat16 if seen[0] else torch.float32
+    program = native.module.Program()
+    assert seen == [(program.fast_bf16, program.fast_int8)]
+    kind = torch.bfloat16 if program.fast_bf16 else torch.float32
     assert net.report.candidate.activations is kind
     assert net.report.candidate != DIRECT

@@ -167,12 +167,12 @@ class Net {
     Array bias(Dtype::float32, rows_ * outputs, r_);
     const double size = 1 / std::sqrt(static_cast<double>(inputs * kernel * kernel));
     for (Int i = 0; i < weight.size(); ++i) weight.set(i, weight[i] * size);
-    const bool coarse = dtype_ == Dtype::bfloat16 || (transformed && r_.coin());
-    coarse_ = coarse_ || coarse;
+    const Product product = this->product(form != Form::winograd4, transformed);
+    coarse_ = coarse_ || product != Product::float32;
     said_ += " convolve" + std::to_string(static_cast<int>(form));
     program_.convolve("convolve", {place(x), place(more), place(residual), place(y),
                                    weight.floats(), bias.floats(), rows_, kernel, stride, before,
-                                   form, coarse ? Dtype::bfloat16 : Dtype::float32, 0.75f});
+                                   form, product, 0.75f});
     fill(y, [&](Int image, Int i, Int j, Int o) {
       double sum = bias[row(image) * outputs + o];
       if (residual.id >= 0) sum += residual.at(image, i, j, o);
@@ -189,6 +189,12 @@ class Net {
       }
       return 0.75 * sum;
     });
+  }
+
+  Product product(bool in_bytes, bool mixed) {
+    if (in_bytes && r_.between(0, 2) == 0) return Product::int8;
+    const bool pairs = dtype_ == Dtype::bfloat16 || (mixed && r_.coin());
+    return pairs ? Product::bfloat16 : Product::float32;
   }
 
   void normalise() {
@@ -350,7 +356,7 @@ class Net {
   Random& r_;
   Int n_, rows_;
   Dtype dtype_;
-  bool coarse_;         // whether anything was rounded to bfloat16
+  bool coarse_;         // whether anything was rounded to bfloat16 or int8
   bool fails_ = false;  // whether a call does
   Program program_;
   std::vector<Known> known_;

@@ -27,8 +27,9 @@ def start(job: Job) -> Runner:
 
 
 def chosen(explained: str) -> tuple[str, str]:
-    """What it computes with, and the dtype of its products: bfloat16 where there is any of it."""
+    """What it computes with, and the dtype of its products: the narrowest that there is."""
     found = re.search(r"^ *network +([^;\n]*)", explained, re.MULTILINE)
     if not found:
         return "", ""
-    return found[1], "bf16" if "bfloat16" in found[1] else "fp32"
+    words = {"int8": "int8", "bfloat16": "bf16"}
+    return found[1], next((d for word, d in words.items() if word in found[1]), "fp32")
