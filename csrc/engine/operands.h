@@ -128,8 +128,9 @@ struct Operands<Int8> {
       for (int v = 0; v < V; ++v) {
         float* const at = to + (r * V + v) * kWidth;
         const Vec sum = __builtin_convertvector(sums.at[r][v], Vec);
-        const Vec value = sum * (all(scale) * load(scales + v * kWidth));
-        store(at, fresh ? value : value + load(at));
+        // Zero is added, too: whether a product and a sum contract must not depend on R.
+        const Vec before = fresh ? Vec{} : load(at);
+        store(at, sum * (all(scale) * load(scales + v * kWidth)) + before);
       }
     }
   }

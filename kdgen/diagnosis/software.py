@@ -68,7 +68,7 @@ def engine() -> Finding:
     assert native.module is not None
     program = native.module.Program()
     pairs = "as instructions" if program.fast_bf16 else "emulated, so bf16 runs in float32"
-    integers = "as instructions" if program.fast_int8 else "emulated, so none are chosen"
+    integers = "as instructions" if program.fast_int8 else "emulated, so none is used"
     text = f"{program.isa}, products of bfloat16 {pairs}, of int8 {integers}"
     return Finding("engine", "ok", text)
 

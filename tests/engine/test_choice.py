@@ -22,7 +22,7 @@ from kdgen.engine.choice import (
 )
 from kdgen.engine.steps import NONE, Buffer, Convolve, Input, Output, Trace
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
 
 
 class Made:
@@ -221,6 +221,34 @@ def test_mixed_products_are_those_of_transformed_layers():
     ):
         layer = planned(trace, candidate).layers[1]
         assert (layer.form, layer.product) == (form, product)
+
+
+def test_int8_is_taken_only_by_the_fastest_and_only_where_it_is_fast():
+    def has(accuracy: str, fast: bool) -> bool:
+        found = plans(MIXED, accuracy, fast_bf16=False, fast_int8=fast)
+        return any(INT8 in dtypes(plan) for plan in found)
+
+    assert [has(name, True) for name in BOUNDS] == [False, False, False, True]
+    assert not any(has(name, False) for name in BOUNDS)
+
+
+@pytest.mark.parametrize("activations", [F32, BF16], ids=str)
+def test_wide_layers_of_any_kind_multiply_in_int8(activations: torch.dtype):
+    candidate = Candidate(activations, activations, rounded=True)
+    for trace, form in (
+        (one(256, 256, 16), "winograd2"),
+        (one(256, 256, 16, kernel=1), "direct"),
+        (one(256, 256, 16, stride=2), "direct"),
+        (one(256, 256, 8, doubled=True), "up_winograd"),
+    ):
+        layer = planned(trace, candidate).layers[1]
+        assert (layer.form, layer.product) == (form, INT8)
+
+
+def test_images_and_what_rounding_does_not_speed_up_are_not_rounded():
+    candidate = Candidate(F32, F32, rounded=True)
+    for c_in, c_out in ((3, 256), (256, 3), (32, 32)):
+        assert planned(one(c_in, c_out, 32), candidate).layers[1].product is F32
 
 
 def test_a_plan_that_misses_its_bound_is_given_up_for_the_next():
