@@ -170,9 +170,9 @@ class Net {
     const Product product = this->product(form != Form::winograd4, transformed);
     coarse_ = coarse_ || product != Product::float32;
     said_ += " convolve" + std::to_string(static_cast<int>(form));
-    program_.convolve("convolve", {place(x), place(more), place(residual), place(y),
-                                   weight.floats(), bias.floats(), rows_, kernel, stride, before,
-                                   form, product, 0.75f});
+    program_.convolve("convolve",
+                      {place(x), place(more), place(residual), place(y), weight.floats(),
+                       bias.floats(), rows_, kernel, stride, before, form, product, 0.75f});
     fill(y, [&](Int image, Int i, Int j, Int o) {
       double sum = bias[row(image) * outputs + o];
       if (residual.id >= 0) sum += residual.at(image, i, j, o);
