@@ -175,6 +175,9 @@ class Program:
     def fast_bf16(self) -> bool:
         """Whether a product of bfloat16 pairs is one instruction; else it is emulated."""
     @property
+    def fast_int8(self) -> bool:
+        """Whether a product of four int8 is one instruction; else it is emulated."""
+    @property
     def packed(self) -> int:
         """Bytes of weights, as they are kept."""
     def buffer(self, height: int, width: int, channels: int, dtype: int) -> int: ...
