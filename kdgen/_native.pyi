@@ -205,8 +205,8 @@ class Program:
         """y = (conv(x and more) + bias[row] + residual)·scale; `before`: zeros above and left.
 
         `form`: "direct"; "winograd2", "winograd4" (3×3, stride 1, before 1); "up_direct",
-        "up_winograd" (the same, of x doubled by nearest neighbour). `product`: dtype of the
-        products; sums are float32.
+        "up_winograd" (the same, of x doubled by nearest neighbour). `product`: what is
+        multiplied, 0 float32, 2 bfloat16 or 3 int8; sums are float32.
         """
     def normalise(
         self,
