@@ -236,7 +236,7 @@ def test_int8_is_taken_only_by_the_fastest_and_only_where_it_is_fast():
 def test_wide_layers_of_any_kind_multiply_in_int8(activations: torch.dtype):
     candidate = Candidate(activations, activations, rounded=True)
     for trace, form in (
-        (one(256, 256, 16), "winograd2"),
+        (one(256, 256, 8), "winograd2"),
         (one(256, 256, 16, kernel=1), "direct"),
         (one(256, 256, 16, stride=2), "direct"),
         (one(256, 256, 8, doubled=True), "up_winograd"),
