@@ -62,11 +62,12 @@ def phases(answers: list[Answer]) -> Iterator[tuple[Method, str, Nets, Batch]]:
 
 @pytest.fixture
 def networks(lively: Lively) -> Callable[[Method, int], Nets]:
-    """A small U-Net for every role, as the loop has them in a phase."""
+    """A U-Net for every role, as the loop has them in a phase: of one level, as methods do not see
+    how deep a network is."""
 
     def build(method: Method, classes: int = 0, dropout: float = 0.0) -> Nets:
         size = nets.UNetConfig(
-            8, width=8, mult=(1, 2), blocks=1, attention=(4,), classes=classes, dropout=dropout
+            8, width=8, mult=(1,), blocks=1, attention=(8,), classes=classes, dropout=dropout
         )
         gain = getattr(method, "phi", None)
         time = None if gain is None else "raw"
