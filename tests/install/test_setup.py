@@ -137,11 +137,20 @@ def test_without_ensurepip_the_pip_of_the_python_that_has_torch_serves(run, sour
     assert not list(venv.glob("lib/*/site-packages/pip"))
 
 
+def unoptimised(sources: Path) -> None:
+    """Compile them quickly: nobody measures how fast the result is."""
+    recipe = sources / "CMakeLists.txt"
+    before = recipe.read_text()
+    assert "set(optimisation -O3)" in before
+    recipe.write_text(before.replace("set(optimisation -O3)", "set(optimisation -O0)"))
+
+
 @pytest.mark.slow
 def test_the_compiled_part_arrives_and_when_its_source_breaks_nobody_can_miss_it(
     run, sources, environment
 ):
     """A plain installation first, with no CUDA toolkit; then `tools/setup` in the same place."""
+    unoptimised(sources)
     pip = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", sources)
     assert run(environment, *pip, CUDACXX="false", KDGEN_CUDA="AUTO").returncode == 0
     done = run(environment, "-c", "from kdgen import build; print(build.line())")
