@@ -40,6 +40,8 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tournament, "MEASURED", 1)
     monkeypatch.setattr(contest, "TIMED", 32)
     monkeypatch.setattr(tournament, "STEPS", (2, 1))
+    monkeypatch.setattr(tournament, "PATHS", 16)
+    monkeypatch.setattr(tournament, "PATH_STEPS", 8)
 
 
 @pytest.mark.slow

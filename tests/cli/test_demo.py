@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kdgen import checkpoint, data, demo, metrics, recipes, sample
+from kdgen import checkpoint, contest, data, demo, metrics, recipes, sample
 from kdgen.evaluate import draw
 
 
 def briefly(what, **changes):  # type: ignore[no-untyped-def]
-    """A recipe's teacher, or a stage, in 30 steps of 32."""
-    return replace(what, training=replace(what.training, steps=30, batch=32), **changes)
+    """A recipe's teacher, or a stage, in 12 steps of 32."""
+    return replace(what, training=replace(what.training, steps=12, batch=32), **changes)
 
 
 @pytest.mark.slow
@@ -25,6 +25,7 @@ def test_the_demo_writes_one_report_that_opens_offline(
     student = replace(student, stages=(briefly(student.stages[0], pairs=256),))
     monkeypatch.setitem(recipes.TEACHERS, "digits", lambda: teacher)
     monkeypatch.setitem(recipes.STUDENTS, "digits-denoising-student", lambda: student)
+    monkeypatch.setattr(contest, "TIMED", 32)
     demo.main(["--out", str(tmp_path)])
     said = capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
