@@ -14,6 +14,8 @@ from tools import cuda_check
 HALF = "_ZN5kdgen4cuda54_GLOBAL__N__28d17c2724attention_forward_kernelINS_4HalfELi64EEEvNS0_1AE"
 NORM = "_ZN5kdgen4cuda59_GLOBAL__N__db0b49b130group_norm_silu_forward_kernelIfEEvNS0_1AENS_5SlabsE"
 STEP = "_ZN5kdgen4cuda39_GLOBAL__N__32d4b8ed11step_kernelENS0_4StepENS0_6AnswerE"
+# The digest of a path that ends in 34, as if a name of 34 letters began there.
+UNLUCKY = "_ZN5kdgen4cuda40_GLOBAL__N__0986434e_8_steps_cu_32d4b8ed11step_kernelENS0_4StepE"
 HEAD = "Fatbin elf code:\n================\narch = sm_90\n"
 LINE = "        /*{:04x}*/                   {} R1, R2 ;                /* 0x0 */\n"
 
@@ -43,6 +45,10 @@ def test_names_are_those_that_people_use():
     assert cuda_check.short(HALF) == "attention_forward fp16 64"
     assert cuda_check.short(NORM) == "group_norm_silu_forward fp32"
     assert cuda_check.short(STEP) == "step"
+
+
+def test_a_digest_is_not_taken_for_a_length():
+    assert cuda_check.short(UNLUCKY) == "step"
 
 
 def test_a_good_kernel_passes(judged):

@@ -86,11 +86,15 @@ def short(mangled: str) -> str:
 
 
 def _kernel(mangled: str) -> tuple[str, str]:
-    """The name of a kernel, which its length stands before, and what follows it."""
+    """The name of a kernel, which its length stands before, and what follows it.
+
+    The last that fits: before it stands a digest of the source's path, which may end like a length.
+    """
+    name, rest = mangled, ""
     for found in re.finditer(r"(?=(\d\d?)([a-z]\w*?)_kernel(?![a-z_]))", mangled):
         if len(found[2]) + len("_kernel") == int(found[1]):
-            return found[2], mangled[found.end(2) + len("_kernel") :].partition("v")[0]
-    return mangled, ""
+            name, rest = found[2], mangled[found.end(2) + len("_kernel") :].partition("v")[0]
+    return name, rest
 
 
 def dumped(module: Path, what: str) -> str:
