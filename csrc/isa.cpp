@@ -44,7 +44,8 @@ constexpr bool kByHand = true;
 constexpr bool kByHand = false;
 #endif
 
-// The engine's products of bfloat16 have an instruction of their own; to the ops it means nothing.
+// The engine's products of bfloat16 and of bytes have instructions of their own; to the ops they
+// mean nothing.
 struct Isa {
   const engine::Engine* engine;
   const Table* table;

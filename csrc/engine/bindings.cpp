@@ -19,7 +19,7 @@ namespace kdgen::engine {
 namespace {
 
 constexpr std::int64_t kMost = std::int64_t{1} << 40;  // bytes of an image in one buffer
-constexpr std::int64_t kMostBytes = 32768;  // products of bytes that a sum of 32 bits holds
+constexpr std::int64_t kMostChannels = 32768;  // of bytes, whose products a sum of 32 bits holds
 
 const std::map<std::string, Form> kForms = {{"direct", Form::direct},
                                             {"winograd2", Form::winograd2},
@@ -107,9 +107,9 @@ void check_product(const Convolve& p) {
             "products of int8 in F(4x4), whose transforms would enlarge their rounding too much; "
             "expected another form.");
     const std::int64_t most = std::max(p.x.shape.channels, p.more.shape.channels);
-    require(most <= kMostBytes, step,
+    require(most <= kMostChannels, step,
             std::to_string(most) + " channels are multiplied as int8; expected at most " +
-                std::to_string(kMostBytes) + ", so that sums fit 32 bits.");
+                std::to_string(kMostChannels) + ", so that sums fit 32 bits.");
     return;
   }
   require(p.product == (wide ? Product::float32 : Product::bfloat16) ||

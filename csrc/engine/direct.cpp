@@ -1,8 +1,6 @@
 // Convolution as a sum over its taps: rows of pixels, found through pointers, times panels of
 // weights. Serves 1×1, strides, any padding, two inputs, and the doubled image, of which each of
 // the four outputs around a pixel sees four pixels only.
-#include <type_traits>
-
 #include "operands.h"
 #include "steps.h"
 #include "tables.h"
@@ -54,7 +52,7 @@ class Direct final : public Step {
   }
 
   std::int64_t scratch(std::int64_t) const override {
-    const std::int64_t rounded = kRounds ? taps_ * (row(p_.x) + row(p_.more)) : 0;
+    const std::int64_t rounded = Side::kRounds ? taps_ * (row(p_.x) + row(p_.more)) : 0;
     return kPixels * (kPanel * 4 + 2 * segments() * std::int64_t{sizeof(Act*)} +
                       rounded * std::int64_t{sizeof(Prod)});
   }
@@ -85,8 +83,6 @@ class Direct final : public Step {
 
  private:
   using Side = Operands<Prod>;
-  // Whether inputs are rounded to integers, with a scale for every pixel.
-  static constexpr bool kRounds = std::is_same<Prod, Int8>::value;
 
   struct Cut {
     std::int64_t blocks, parts;  // of the pixels, of the panels
@@ -101,11 +97,12 @@ class Direct final : public Step {
   static std::int64_t row(const Place& place) {
     return place ? Side::row(place.shape.channels) : 0;
   }
+  static std::int64_t panel_of(const Place& place, std::int64_t columns) {
+    return place ? Side::panel(place.shape.channels, columns) : 0;
+  }
   // Of a phase: all segments' panels for so many columns.
   std::int64_t panels(std::int64_t columns) const {
-    std::int64_t values = 0;
-    for (std::int64_t s = 0; s < segments(); ++s) values += Side::panel(channels(s), columns);
-    return values;
+    return taps_ * (panel_of(p_.x, columns) + panel_of(p_.more, columns));
   }
   Prod* panel(std::int64_t phase, std::int64_t channel) const {
     return weights_.template as<Prod>() + phase * panels(outputs()) + panels(channel);
@@ -164,7 +161,7 @@ class Direct final : public Step {
 
   // The same rows as they are multiplied; those that are rounded lie behind all pointers.
   const Prod* const* as_multiplied(const Act** found, std::int64_t count) const {
-    if constexpr (kRounds) {
+    if constexpr (Side::kRounds) {
       const Prod** const rows = reinterpret_cast<const Prod**>(found + segments() * kPixels);
       Prod* to = reinterpret_cast<Prod*>(rows + segments() * kPixels);
       for (std::int64_t s = 0; s < segments(); ++s) {

@@ -31,14 +31,14 @@ template <class T>
 struct Several {
   static constexpr int kUnit = 4 / sizeof(T);
   typedef Bits Other;
-  static KDGEN_MEMBER Bits broadcast(const T* a) {
-    std::uint32_t unit;
-    std::memcpy(&unit, a, sizeof unit);
-    return unit - Bits{};
-  }
-  static KDGEN_MEMBER Bits other(const T* b) {
-    Bits units;
-    std::memcpy(&units, b, sizeof units);
+  static KDGEN_MEMBER Bits broadcast(const T* a) { return read<std::uint32_t>(a) - Bits{}; }
+  static KDGEN_MEMBER Bits other(const T* b) { return read<Bits>(b); }
+
+ private:
+  template <class Units>
+  static KDGEN_MEMBER Units read(const T* from) {
+    Units units;
+    std::memcpy(&units, from, sizeof units);
     return units;
   }
 };

@@ -2,8 +2,8 @@
 // end: `Operands<T>` for whatever is multiplied.
 //
 // Floats and bfloat16 are kept as they are. Bytes have a scale for every row and every column: it
-// times integers of at most 127 is the value, so that the largest of a row or column is met
-// exactly and all others within half a scale. Products and sums of the integers are exact.
+// times integers of at most 127 is the value, within half a scale. Products and sums of the
+// integers are exact.
 #pragma once
 
 #include "multiply.h"
@@ -13,6 +13,9 @@ namespace engine {
 
 template <class T>
 struct Operands {
+  // Whether rows are rounded: all values of one are needed then to know its scale.
+  static constexpr bool kRounds = false;
+
   // From one row of k values to the next, and of a panel of k rows, in values of T.
   static KDGEN_MEMBER std::int64_t row(std::int64_t k) { return k; }
   static KDGEN_MEMBER std::int64_t panel(std::int64_t k, std::int64_t width) { return k * width; }
@@ -62,13 +65,14 @@ KDGEN_INLINE Ints larger_magnitude(Ints most, Vec v) {
 
 // Integers plus 128, in the low bytes.
 KDGEN_INLINE Bits nearest(Vec v, Vec inverse) {
-  return (Bits)(v * inverse + all(12582912.0f + 128)) & 0xffu;  // 1.5 · 2^23: rounded to integers
+  return (Bits)fused(v, inverse, all(12582912.0f + 128)) & 0xffu;  // 1.5 · 2^23: no fractions
 }
 
 // A row of k values, and behind them its scale. A panel begins with what its sums begin with, and
 // with its scales, one a column.
 template <>
 struct Operands<Int8> {
+  static constexpr bool kRounds = true;
   static constexpr std::int64_t kHead = 8;  // bytes of a column
 
   static KDGEN_MEMBER std::int64_t row(std::int64_t k) { return k + kBlock; }
@@ -128,9 +132,8 @@ struct Operands<Int8> {
       for (int v = 0; v < V; ++v) {
         float* const at = to + (r * V + v) * kWidth;
         const Vec sum = __builtin_convertvector(sums.at[r][v], Vec);
-        // Zero is added, too: whether a product and a sum contract must not depend on R.
         const Vec before = fresh ? Vec{} : load(at);
-        store(at, sum * (all(scale) * load(scales + v * kWidth)) + before);
+        store(at, fused(sum, all(scale) * load(scales + v * kWidth), before));
       }
     }
   }

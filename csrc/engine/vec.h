@@ -65,6 +65,14 @@ static inline __attribute__((always_inline)) Vec each(Vec v, const Function& f) 
   return load(t);
 }
 
+// a·b + c, rounded once where the set has an instruction for it, wherever it is inlined: a product
+// and a sum beside each other may contract in one place and not in another.
+KDGEN_INLINE Vec fused(Vec a, Vec b, Vec c) {
+#pragma omp simd
+  for (int l = 0; l < kWidth; ++l) c[l] = ::kdgen::fused(a[l], b[l], c[l]);
+  return c;
+}
+
 // 1/v within 2 units in the last place for 1 <= v; a division takes four times as long.
 KDGEN_INLINE Vec reciprocal(Vec v) {
 #if defined(__AVX512F__)

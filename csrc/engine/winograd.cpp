@@ -55,7 +55,7 @@ class Winograd final : public Step {
   std::int64_t scratch(std::int64_t images) const override {
     const std::int64_t tiles = smaller(kTiles, images * down_ * across_);
     const std::int64_t made = makes(1) ? products(kDepth, kPanel) : 0;
-    const std::int64_t tile = kRounds ? inputs() + kApart : 0;
+    const std::int64_t tile = Side::kRounds ? inputs() + kApart : 0;
     return all_points(tiles) + (products(tiles, kPanel) + made + tile) * 4 * kSquare;
   }
 
@@ -86,8 +86,6 @@ class Winograd final : public Step {
  private:
   using Side = Operands<Prod>;
   static constexpr int kSquare = F::kPoints * F::kPoints, kUnit = Factor<Prod>::kUnit;
-  // Whether points are rounded to integers: all inputs of one are needed then to know its scale.
-  static constexpr bool kRounds = std::is_same<Prod, Int8>::value;
 
   struct Cut {
     std::int64_t tiles, blocks, parts;  // tiles of a block, blocks, parts of its panels
@@ -131,7 +129,7 @@ class Winograd final : public Step {
   void to_block(const Group& group, const Walk& tile, const Block& block, std::int64_t t) const {
     Prod* const to = block.at_points + t * Side::row(inputs());
     const std::int64_t apart = points(block.tiles);
-    if constexpr (kRounds) {
+    if constexpr (Side::kRounds) {
       float* const own = block.made + kSquare * products(block.tiles, kPanel);
       to_points(group, tile, own, inputs() + kApart);
       for (int i = 0; i < kSquare; ++i) {
@@ -305,13 +303,14 @@ class Winograd final : public Step {
 
 template <class F, class Act>
 Step* of_products(const Convolve& p) {
-  if (p.product == Product::bfloat16) return new Winograd<F, Act, BFloat16>(p);
   // Not of F(4×4), whose transforms would enlarge the rounding too much.
   if constexpr (F::kPoints < 6) {
     if (p.product == Product::int8) return new Winograd<F, Act, Int8>(p);
   }
-  if constexpr (std::is_same<Act, float>::value) return new Winograd<F, float, float>(p);
-  return nullptr;
+  if constexpr (std::is_same<Act, float>::value) {
+    if (p.product == Product::float32) return new Winograd<F, float, float>(p);
+  }
+  return new Winograd<F, Act, BFloat16>(p);
 }
 
 template <class F>

@@ -24,7 +24,7 @@ Made = TypeVar("Made")
 BOUNDS: Mapping[str, float] = {"exact": math.inf, "fp32": 1e-5, "bf16": 1.1e-2, "fastest": 4.7e-2}
 # Channels of the narrowest layers that may multiply in int8. An image has fewer: rounding it, or
 # what it is made of, costs more in quality than it saves.
-ROUNDED = 32
+ROUNDABLE = 32
 # What a network asked for in this dtype gets, unless it is said.
 USUAL = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -33,8 +33,8 @@ USUAL = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 class Candidate:
     """A rule. `largest`: side of the largest map that may take F(4×4), whose transforms magnify
     rounding by more than F(2×2)'s. `narrowest`: the fewest channels that such a layer reads.
-    `worth`: a layer takes it where its time is at most this share of the others'. `rounded`: any
-    other form may multiply in int8, between layers that are no images."""
+    `worth`: a layer takes it where its time is at most this share of the others'. `rounded`: in
+    other forms, layers of at least ROUNDABLE channels on both sides may multiply in int8."""
 
     activations: torch.dtype
     products: torch.dtype  # of transformed layers; the others' are those of the activations
@@ -71,7 +71,7 @@ class Candidate:
     def offered(self, form: str, fewest: int) -> tuple[torch.dtype, ...]:
         """Products of a layer of this form, which has so many channels on its narrower side."""
         own = self.activations if form in ("direct", "up_direct") else self.products
-        rounds = self.rounded and form != "winograd4" and fewest >= ROUNDED
+        rounds = self.rounded and form != "winograd4" and fewest >= ROUNDABLE
         return (own, torch.int8) if rounds else (own,)
 
 
@@ -146,8 +146,8 @@ def plans(trace: Trace, accuracy: str, *, fast_bf16: bool, fast_int8: bool = Fal
     """
     found: dict[tuple[object, ...], Plan] = {}
     for candidate in CANDIDATES[accuracy]:
-        pairs, bytes_ = candidate.products is _BF16, candidate.rounded
-        if (fast_bf16 or not pairs) and (fast_int8 or not bytes_):
+        slow = not fast_bf16 and candidate.products is _BF16
+        if not slow and (fast_int8 or not candidate.rounded):
             plan = planned(trace, candidate)
             found.setdefault(plan.signature, plan)
     return sorted(found.values(), key=lambda plan: plan.seconds)

@@ -209,7 +209,7 @@ void trapped(int, siginfo_t*, void* context) {
   ++done;
 }
 
-bool has_avx512() {
+bool has_all_but_bf16() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -219,7 +219,7 @@ bool has_avx512() {
 }  // namespace
 
 bool provide_bf16() {
-  if (!has_avx512() || __builtin_cpu_supports("avx512bf16")) return has_avx512();
+  if (!has_all_but_bf16() || __builtin_cpu_supports("avx512bf16")) return has_all_but_bf16();
   find_place(kUpper), find_place(kZmmUpper), find_place(kZmmHigh);
   struct sigaction action = {};
   action.sa_sigaction = trapped;
