@@ -28,6 +28,7 @@ from benchmarks.cpu_peers import (
     rounds,
     tables,
     variants,
+    worker,
 )
 from benchmarks.cpu_peers.__main__ import main
 from benchmarks.cpu_peers.process import Failed, Process
@@ -107,14 +108,23 @@ def test_everybody_has_one_turn_a_round_and_another_one_begins():
     assert all(sorted(turn) == sorted(by_round[0]) for turn in by_round)
 
 
-def test_short_calls_are_repeated_and_begin_warm():
-    assert (rounds.calls(0.01), rounds.ahead(0.01)) == (30, True)
-    assert (rounds.calls(4.0), rounds.ahead(4.0)) == (1, False)
+@pytest.mark.parametrize(("seconds", "calls"), [(0.01, 30), (0.2, 2), (0.29, 2), (4.0, 1)])
+def test_calls_are_repeated_until_they_last_long_enough(seconds: float, calls: int):
+    assert rounds.calls(seconds) == calls
+    assert calls * seconds >= rounds.ROUND_SECONDS
+
+
+def test_a_round_begins_with_a_call_that_is_not_timed():
+    log: list[str] = []
+    contestant = worker.Contestant.__new__(worker.Contestant)
+    contestant.calls = {8: lambda: log.append("call")}
+    assert contestant.round(8, 3)["seconds"] < 1
+    assert len(log) == 4
 
 
 def test_a_batch_that_would_outlast_the_budget_is_refused_with_the_reason():
-    assert rounds.too_slow(10.0, 7, 70.0) == ""
-    assert rounds.too_slow(10.1, 7, 70.0) == "over the budget of 70 s: a call takes about 10 s"
+    assert rounds.too_slow(5.0, 7, 70.0) == ""
+    assert rounds.too_slow(5.1, 7, 70.0) == "over the budget of 70 s: a call takes about 5 s"
 
 
 class Asked:
@@ -428,6 +438,23 @@ def test_a_second_run_confirms_what_is_not_lower_than_all_rounds_of_the_first(
     first, second = written(tmp_path, document()), written(tmp_path, document(scale), "b.json")
     assert again.main([str(first), str(second)]) == code
     assert ("LOWER" in capsys.readouterr().out) == bool(code)
+
+
+@pytest.mark.parametrize(("row", "code"), [({"failed": "it hung"}, 1), (None, 0)])
+def test_a_claim_of_which_nothing_is_left_is_not_confirmed(
+    tmp_path: Path, row: dict[str, Any] | None, code: int, capsys: Any
+):
+    """One that the second run was not asked for is no matter."""
+    content = {**document(), "networks": {}}
+    for name in ("ddpm32", "edm32"):
+        content["networks"][name] = document()["networks"]["ddpm32"]
+    first = written(tmp_path, content)
+    del content["networks"]["edm32"]["variants"]["openvino-fp32"]
+    if row is not None:
+        content["networks"]["edm32"]["variants"]["openvino-fp32"] = row
+    assert again.main([str(first), str(written(tmp_path, content, "b.json"))]) == code
+    assert ("GONE" in (said := capsys.readouterr().out)) == bool(code)
+    assert ("it hung" in said) == bool(code)
 
 
 def test_two_runs_with_nothing_in_common_confirm_nothing(tmp_path: Path):

@@ -14,7 +14,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
 from benchmarks.cpu_peers import gate, layers
-from benchmarks.cpu_peers.layers import BF16, FP32, LAYERS, Layer, Pair
+from benchmarks.cpu_peers.layers import BF16, FP32, INT8, LAYERS, Layer, Pair
 from kdgen.kernels import native
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +100,21 @@ def test_recorded_floors_are_a_generous_part_of_what_was_measured(
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table[1:]].count("LOWER") == 1
     assert len(table) == 1 + len(floors["avx512"])
+
+
+def test_a_floor_whose_layer_is_not_timed_any_more_fails(
+    tmp_path: Path, machine: dict[str, float], monkeypatch: Any, capsys: Any
+):
+    """Else an engine that forgot its int8 would pass, all its floors unread."""
+    floors = ["--floors", str(tmp_path / "floors.json")]
+    monkeypatch.setattr(Fake, "fast_int8", True)
+    assert gate.main(["--record", *floors]) == 0
+    assert gate.main(floors) == 0
+    monkeypatch.setattr(Fake, "fast_int8", False)
+    capsys.readouterr()
+    assert gate.main(floors) == 1
+    lost = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LOST")]
+    assert len(lost) == sum(la.dtype == INT8 for la in LAYERS)
 
 
 def test_products_that_a_machine_emulates_are_not_timed(

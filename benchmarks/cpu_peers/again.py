@@ -3,7 +3,8 @@
     python -m benchmarks.cpu_peers.again FIRST.json SECOND.json
 
 A claim is confirmed if the second run's median lies between the extremes of the first run's rounds,
-or above. Exits 1 where one is not.
+or above. Exits 1 where one is not, also for want of a figure, unless the second run was not asked
+for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, second = (_known(path) for path in (a.first, a.second))
     except ValueError as error:
         parser.error(str(error))
-    both = [(first[key], second[key]) for key in first if key in second]
+    both = [(v, second[key]) for key, v in first.items() if v.ratio and key in second]
     for line in _lines(both):
         print(line)
     if not both:
@@ -37,24 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def confirmed(first: Verdict, second: Verdict) -> bool:
     assert first.ratio is not None
-    assert second.ratio is not None
-    return second.ratio.middle >= first.ratio.least
+    return second.ratio is not None and second.ratio.middle >= first.ratio.least
 
 
 def _known(path: Path) -> dict[str, Verdict]:
     found = (v for r in figures.networks(figures.read(path)) for v in verdicts(r))
-    return {v.key: v for v in found if v.ratio is not None}
+    return {v.key: v for v in found if v.asked}
 
 
 def _lines(both: Sequence[tuple[Verdict, Verdict]]) -> Iterator[str]:
     for first, second in both:
         a, b = first.ratio, second.ratio
         assert a is not None
-        assert b is not None
-        said = "confirmed" if confirmed(first, second) else "LOWER"
+        said = "confirmed" if confirmed(first, second) else "LOWER" if b else "GONE"
+        then = number(b.middle) if b else second.why
         yield (
-            f"{said:<9}  {number(a.middle)} ({number(a.least)}–{number(a.most)}), then "
-            f"{number(b.middle)}   {first.key}"
+            f"{said:<9}  {number(a.middle)} ({number(a.least)}–{number(a.most)}), then {then}   "
+            f"{first.key}"
         )
 
 

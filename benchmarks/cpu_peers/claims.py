@@ -35,7 +35,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """`why` says why there is no ratio."""
+    """`why` says why there is no ratio, `asked` whether the run was to have one."""
 
     claim: Claim
     network: str
@@ -44,6 +44,7 @@ class Verdict:
     ratio: Spread | None = None
     errors: tuple[float, float] | None = None  # ours, the peer's
     why: str = ""
+    asked: bool = True
 
     @property
     def aim(self) -> float | None:
@@ -67,7 +68,8 @@ def _verdict(claim: Claim, results: Results, batch: int) -> Verdict:
     if ours is None or not peers:
         missing = claim.peers[0] if ours else claim.ours
         why = f"{BY_NAME[missing].title}: {results.why(missing, batch)}"
-        return Verdict(claim, results.name, batch, why=why)
+        asked = bool(results.row(claim.ours)) and any(results.row(name) for name in claim.peers)
+        return Verdict(claim, results.name, batch, why=why, asked=asked)
     peer, best = max(peers.items(), key=lambda item: item[1].rate.middle)
     errors = ours.error, best.error
     return Verdict(claim, results.name, batch, peer, ratio(ours, best), errors)

@@ -150,10 +150,10 @@ def _race(ready: Sequence[Contestant], name: str, plan: Plan, record: Record) ->
 
 def _round(contestant: Contestant, batch: int) -> float:
     once = contestant.seconds[batch]
-    calls, ahead = rounds.calls(once), rounds.ahead(once)
+    calls = rounds.calls(once)
     time.sleep(PAUSE)
-    limit = 60 + HANG * (calls + ahead) * once
-    said = contestant.process.ask(limit, "round", batch=batch, calls=calls, ahead=ahead)
+    limit = 60 + HANG * (calls + 1) * once
+    said = contestant.process.ask(limit, "round", batch=batch, calls=calls)
     return float(said["seconds"])
 
 
@@ -169,7 +169,7 @@ def _finish(contestant: Contestant, name: str, record: Record) -> None:
 def _note_roofs(name: str, plan: Plan, record: Record) -> None:
     """Before and after the rounds: the better of the two counts."""
     roofs = Roofs(torch.device("cpu"), tiny=plan.tiny)
-    wanted = {v.dtype for v in plan.variants}
+    wanted = {dtype for v in plan.variants for dtype in v.dtypes}
     record.roofs(name, {k: roofs.gemm(dtype) for k, dtype in ROOFS.items() if k in wanted})
     record.write()
 

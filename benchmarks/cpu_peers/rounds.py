@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 ROUND_SECONDS = 0.3  # a round repeats short calls until it lasts this long
-COLD = 0.5  # below it, the caches that others have filled would be in the figure
 PAUSE = 0.05  # seconds between two contestants: thread pools spin for a while before they sleep
 
 T = TypeVar("T")
@@ -25,17 +25,12 @@ def turns(
 
 
 def calls(seconds: float) -> int:
-    """In a round, of a call that takes so long."""
-    return max(1, round(ROUND_SECONDS / seconds))
-
-
-def ahead(seconds: float) -> bool:
-    """Whether a round begins with an untimed call."""
-    return seconds < COLD
+    """In a round, of a call that takes so long, behind an untimed one."""
+    return math.ceil(ROUND_SECONDS / seconds)
 
 
 def too_slow(seconds: float, rounds: int, budget: float) -> str:
     """Why a batch is not timed; "" if all its rounds fit into the budget."""
-    if rounds * max(seconds, ROUND_SECONDS) <= budget:
+    if rounds * (seconds + max(seconds, ROUND_SECONDS)) <= budget:
         return ""
     return f"over the budget of {budget:.0f} s: a call takes about {seconds:.0f} s"

@@ -24,6 +24,11 @@ class Variant:
         return self.runner in _MADE
 
     @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Of the products that it may choose."""
+        return (self.dtype, "int8") if self.mode == "fastest" else (self.dtype,)
+
+    @property
     def ours(self) -> bool:
         return self.runner == "accelerated"
 

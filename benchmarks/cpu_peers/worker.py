@@ -76,11 +76,10 @@ class Contestant:
             "said": {k: v for k, v in said.items() if v},
         }
 
-    def round(self, batch: int, calls: int, ahead: bool) -> dict[str, Any]:
-        """Seconds a call. `ahead`: one more before, untimed: others have had the caches."""
+    def round(self, batch: int, calls: int) -> dict[str, Any]:
+        """Seconds a call. Another one before is not timed: others have had the caches."""
         call = self.calls[batch]
-        if ahead:
-            call()
+        call()
         return {"seconds": _timed(call, calls) / calls}
 
     def memory(self) -> dict[str, Any]:
