@@ -66,7 +66,7 @@ def group_norm_silu(
     form, x, more = _inputs(x, more)
     n, c = x.shape[0], weight.shape[0]
     y = layout.empty(x, form, c)
-    statistics = torch.empty((2, n, groups))
+    statistics = torch.empty((2, n, groups), dtype=torch.float32, device=x.device)
     if not y.numel():
         return y, statistics.fill_(float("nan"))
     kept = [_small(v) for v in (weight, bias, scale, shift, add)]
@@ -181,7 +181,7 @@ def to_uint8(x: Tensor) -> Tensor:
 def draw(op: str, seed: int, stream: int, index: Tensor, size: int) -> Tensor:
     dtype = torch.int64 if op == "philox_uint32" else torch.float32
     index = index.contiguous()
-    out = torch.empty((index.shape[0], size), dtype=dtype)
+    out = torch.empty((index.shape[0], size), dtype=dtype, device=index.device)
     if out.numel():
         _native().philox(
             seed,
@@ -203,7 +203,7 @@ def _bytes(
     x = layout.dense(x, form)
     x0 = None if x0 is None else layout.dense(x0, form)
     n, c, h, w = x.shape
-    y = torch.empty((n, h, w, c), dtype=torch.uint8)
+    y = torch.empty((n, h, w, c), dtype=torch.uint8, device=x.device)
     if x.numel():
         addresses, step, _kept = _step(x, x0, y, a, b, clip)
         _native().to_uint8(

@@ -30,7 +30,8 @@ def bias_residual_backward(
     dy = layout.dense(dy, form)
     n, c = dy.shape[:2]
     dx = dy if scale == 1 else layout.empty(dy, form)
-    dbias, partial = (torch.empty(c), torch.empty((n, c))) if wants_bias else (None, None)
+    room = torch.empty((n + 1, c), dtype=torch.float32, device=dy.device) if wants_bias else None
+    dbias, partial = (None, None) if room is None else (room[0], room[1:])
     if not dy.numel():
         return dx, None if dbias is None else dbias.zero_()
     _native().bias_residual_backward(
@@ -52,7 +53,7 @@ def chain_step_uint8(
     x_t: Tensor, raw: Tensor, table: Tensor, step: Tensor, clip: float | None
 ) -> Tensor:
     n, c, h, w = x_t.shape
-    y = torch.empty((n, h, w, c), dtype=torch.uint8)
+    y = torch.empty((n, h, w, c), dtype=torch.uint8, device=x_t.device)
     return _chain_step(x_t, raw, table, step, clip, y)
 
 

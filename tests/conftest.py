@@ -84,8 +84,8 @@ def lively() -> Callable[[Module], Module]:
                 drawn = torch.randn(p.shape, generator=r, dtype=p.dtype)
                 if p.dim() > 1:
                     p.copy_(drawn * max(1, p[0].numel()) ** -0.5)
-                else:  # a bias, or the gain of a norm, scattered around its beginning
-                    p.add_(drawn, alpha=0.1)
+                else:  # a bias, or the gain of a norm, around 0 or 1: torch draws biases, too
+                    p.copy_((p == 1) + 0.1 * drawn)
         return net
 
     return enliven

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from kdgen.engine.choice import BOUNDS, USUAL
 from kdgen.errors import MissingError
 from kdgen.kernels import dispatch, native, presence
+
+log = logging.getLogger("kdgen")
 
 ENGINES = ("auto", "native", "torch")
 # Whoever chooses how these are computed means to have a network made of them.
@@ -59,12 +62,20 @@ class Wish:
                 return f"{part} is asked for by {wanted}"
         return ""
 
-    def refuse(self, why: str) -> None:
-        """Raises MissingError where the engine was insisted on."""
+    def leave(self, why: str, dtype: torch.dtype) -> None:
+        """To torch, for that reason. Raises MissingError where the engine was insisted on; an
+        accuracy that was asked for is a warning."""
         if self.engine == "native":
             fix = presence.REMEDIES["native"] if missing() else "Let torch run it (engine='auto')"
             raise MissingError(
                 f"engine: native was asked for and cannot run here: {why}; expected it to. {fix}."
+            )
+        if self.accuracy is not None:
+            log.warning(
+                "engine: accuracy %r was asked for, but torch runs the network, in %s: %s.",
+                self.accuracy,
+                str(dtype)[6:],
+                why,
             )
 
 

@@ -44,28 +44,22 @@ def taken(
     folds: Collection[str] = FOLDS,
 ) -> Taken:
     """`denoiser` for these times only, as the wish has it; `dtype` is what the network was asked
-    for in.
+    for in. Autocast is left aside: the engine rounds as its class says, and is held to float32.
 
-    Raises what `Wish.refuse` raises, where it insists on the engine; MemoryLimitError where there
+    Raises what `Wish.leave` raises, where it insists on the engine; MemoryLimitError where there
     is no room for it then.
     """
     if not (why := wish.unable(dtype, device) or fold.overgrown(times, denoiser.classes)):
         try:
-            return Taken(_compiled(denoiser, times, folds, wish.accuracy_for(dtype)), "")
+            with torch.autocast("cpu", enabled=False):
+                return Taken(_compiled(denoiser, times, folds, wish.accuracy_for(dtype)), "")
         except Refused as refused:
             why = str(refused)
         except (MemoryError, RuntimeError) as error:
             if not memory.ran_out(error):
                 raise
             why = _no_room(wish, error)
-    wish.refuse(why)
-    if wish.accuracy is not None:
-        log.warning(
-            "engine: accuracy %r was asked for, but torch runs the network, in %s: %s.",
-            wish.accuracy,
-            str(dtype)[6:],
-            why,
-        )
+    wish.leave(why, dtype)
     return Taken(None, why)
 
 
@@ -77,7 +71,7 @@ def _no_room(wish: Wish, error: Exception) -> str:
             f"engine: native was asked for, and {why}; expected room for it. Free memory, or let "
             "torch run it (engine='auto')."
         ) from error
-    if wish.accuracy is None:  # else `taken` warns
+    if wish.accuracy is None:  # else `leave` warns
         log.warning("engine: torch runs the network: %s.", why)
     return why
 

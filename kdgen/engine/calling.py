@@ -56,6 +56,7 @@ def answered(
     try:
         with torch.inference_mode():
             both, alone = call.answer(x.clone()), call.answer(given := x[:1].clone())
+            each = alone, call.answer(x[1:].clone())
     except Exception as error:
         raise Refused(
             f"engine: {name}: {type(error).__name__}: {error}; expected a function of the image "
@@ -63,17 +64,21 @@ def answered(
         ) from error
     if not (isinstance(both, Tensor) and both.dim() == 4 and len(both) == 2 and both.numel()):
         raise Refused(f"engine: {name} answers with no image; expected one. Leave it to torch.")
-    finite = alone[alone.isfinite()]
-    largest = float(finite.abs().max()) if finite.numel() else 0.0
-    if both[:1].shape != alone.shape or not torch.allclose(
-        both[:1], alone, _ALIKE, _ALIKE * largest, equal_nan=True
-    ):
+    if not all(_alike(both[k : k + 1], apart) for k, apart in enumerate(each)):
         raise Refused(
             f"engine: {name} answers otherwise for an image alone than beside another; expected a "
             "function of the image. Leave it to torch."
         )
     channels, height, width = alone.shape[1:]
     return Answer(channels, height, width, not torch.equal(given, x[:1]))
+
+
+def _alike(beside: Tensor, alone: Tensor) -> bool:
+    finite = alone[alone.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return beside.shape == alone.shape and torch.allclose(
+        beside, alone, _ALIKE, _ALIKE * largest, equal_nan=True
+    )
 
 
 def callback(step: Call, x: Buffer, y: Buffer, dtype: torch.dtype) -> Callable[[Room, Room], None]:

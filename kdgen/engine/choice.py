@@ -199,8 +199,8 @@ def _layer(step: Step, trace: Trace, candidate: Candidate) -> Layer:
     if not isinstance(step, Convolve):
         return Layer(step, "", activations, cost.other(step, trace, activations))
     y = trace.buffers[step.y]
-    c_out, c_in = step.weight.shape[:2]
-    side, fewest = max(y.height, y.width), min(c_in, c_out)
+    side, (c_out, c_in) = max(y.height, y.width), step.weight.shape[:2]
+    fewest = min(trace.channels(step.y), trace.channels(step.x) + trace.channels(step.more))
     seconds = {
         (form, product): cost.convolution(step, y, form, product, activations)
         for form in cost.forms(step, trace)

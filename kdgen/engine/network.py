@@ -29,7 +29,7 @@ class Network(nn.Module):
         self.embedding = net.embedding
         self.channels = channels  # of the answer
         # Of no element: who asks where a module computes looks at its parameters.
-        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.place = nn.Parameter(torch.empty(0, device="cpu"), requires_grad=False)
         self.program = program
 
     def forward(
@@ -43,7 +43,7 @@ class Network(nn.Module):
         rows = self._rows(len(x), time, label, augment)
         x = x.to(torch.float32).contiguous(memory_format=torch.channels_last)
         size = (len(x), self.channels, *self.shape[1:])
-        out = torch.empty(size, memory_format=torch.channels_last)
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         numbers = 0 if rows is None else rows.data_ptr()
         threads = torch.get_num_threads()
         self.program.run(x.data_ptr(), numbers, out.data_ptr(), len(x), threads)

@@ -191,6 +191,10 @@ class Trace:
     steps: tuple[Step, ...]
     rows: int
 
+    def channels(self, buffer: int) -> int:
+        """Of a buffer, without the zeros behind its parts; 0 for NONE."""
+        return 0 if buffer == NONE else sum(self.buffers[buffer].parts)
+
     @property
     def input(self) -> Input:
         """The step that brings the image."""

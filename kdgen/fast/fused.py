@@ -133,7 +133,7 @@ class FastGenerator(Generator):
         """By the compiled engine; None where torch runs the network, `unengined` says why."""
         if self.unfolded or times is None:
             self.unengined = self.unfolded
-            self.wish.refuse(self.unfolded)
+            self.wish.leave(self.unfolded, self.dtype)
             return None
         found = taken(denoiser, times, self.wish, self.dtype, self.device)
         self.unengined = found.why

@@ -156,6 +156,11 @@ class Batched(nn.Module):
         return x - x.mean(0)
 
 
+class First(nn.Module):
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        return x - x[:1] / 2  # the first image of a batch is as it is alone
+
+
 class Reading(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return x * emb.mean(1)[:, None, None, None].cos()
@@ -168,6 +173,7 @@ class Asking(nn.Module):
 
 REFUSED = [
     (Batched(), "middle.1 answers otherwise for an image alone than beside another"),
+    (First(), "middle.1 answers otherwise for an image alone than beside another"),
     (Reading(), "middle.1 is a Reading: AttributeError: 'NoneType' object has no attribute 'mean'"),
     (Asking(), "away from the original .*middle.1 is a Asking"),
 ]

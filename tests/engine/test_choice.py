@@ -20,6 +20,7 @@ from kdgen.engine.choice import (
     plans,
     settled,
 )
+from kdgen.engine.padding import padded
 from kdgen.engine.steps import NONE, Buffer, Convolve, Input, Output, Trace
 
 F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
@@ -33,14 +34,14 @@ def one(
     c_in: int, c_out: int, side: int, *, doubled: bool = False, kernel: int = 3, stride: int = 1
 ) -> Trace:
     """A network of a single convolution."""
-    weight = torch.empty(c_out, c_in, kernel, kernel, device="meta")
+    weight = torch.empty(padded(c_out), padded(c_in), kernel, kernel, device="meta")
     y = side * (1 + doubled) // stride
     layer = Convolve(
         "layer",
         0,
         1,
         weight,
-        torch.empty(1, c_out, device="meta"),
+        torch.empty(1, padded(c_out), device="meta"),
         stride=stride,
         before=kernel // 2,
         doubled=doubled,
@@ -249,6 +250,13 @@ def test_images_and_what_rounding_does_not_speed_up_are_not_rounded():
     candidate = Candidate(F32, F32, rounded=True)
     for c_in, c_out in ((3, 256), (256, 3), (32, 32)):
         assert planned(one(c_in, c_out, 32), candidate).layers[1].product is F32
+
+
+@pytest.mark.parametrize(("channels", "product"), [(31, F32), (32, INT8)])
+def test_zeros_beside_its_channels_do_not_make_a_layer_wide(channels: int, product: torch.dtype):
+    """As packed, 31 channels are 32."""
+    candidate = Candidate(F32, F32, rounded=True)
+    assert planned(one(channels, 512, 8), candidate).layers[1].product is product
 
 
 def test_a_plan_that_misses_its_bound_is_given_up_for_the_next():

@@ -8,6 +8,7 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -152,6 +153,25 @@ def test_threads_that_share_every_step_say_what_one_says(
         threads(count)
         for n in (1, 3):
             assert torch.equal(net(x[:n], time[:n]), alone[:n]), (count, n)
+
+
+def test_callers_at_once_get_what_each_gets_alone(
+    lively: Callable[..., nn.Module], threads: Callable[[int], None]
+):
+    """One network has one workspace."""
+    size = nets.UNetConfig(16, channels=3, width=32, mult=(1, 2), blocks=1, attention=(8,))
+    plain = Denoiser(lively(nets.UNet(size)), Cosine(), "v")
+    net = engine.network(fold.fold(plain, (1.0,), folds=engine.FOLDS, check=False), "fp32")
+    x = torch.randn(4, 8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    threads(1)
+
+    def said(k: int) -> Tensor:
+        return net(x[k], torch.ones(8))  # type: ignore[no-any-return]
+
+    expected = [said(k) for k in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for k, found in enumerate(pool.map(said, [0, 1, 2, 3] * 10)):
+            assert torch.equal(found, expected[k % 4])
 
 
 def test_no_images_are_no_work(folded: Callable[..., fold.Folded], inputs: Any):

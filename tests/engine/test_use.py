@@ -53,6 +53,33 @@ def native_net(make: FastGenerator) -> bool:
 
 
 @with_engine
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_torchs_default_dtype_and_device_mean_nothing_to_it(student: Denoiser, dtype: torch.dtype):
+    """Memory for an answer must not be half as large as what is written there."""
+    expected = FastGenerator(student, engine="native")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = FastGenerator(student, engine="native")
+        assert torch.equal(found(12), expected(12))
+    finally:
+        torch.set_default_dtype(before)
+    x, time = torch.ones(2, *student.shape), torch.ones(2)
+    with torch.device("meta"):
+        said = found.denoiser.net(x, time)
+    assert torch.equal(said, expected.denoiser.net(x, time))
+
+
+@with_engine
+def test_autocast_around_its_making_means_nothing_to_it(student: Denoiser):
+    expected = FastGenerator(student, engine="native")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = FastGenerator(student, engine="native")
+    assert found.explain() == expected.explain()
+    assert torch.equal(found(12), expected(12))
+
+
+@with_engine
 @pytest.mark.parametrize("how", HOWS, ids=lambda how: f"{how.sampler}-{how.guidance:g}")
 def test_images_are_torchs_within_one_grey_level(student: Denoiser, how: Sampling):
     model = student.copy(sampling=how)
@@ -240,6 +267,18 @@ def test_an_accuracy_that_torch_cannot_promise_is_a_warning(
     assert "accuracy 'exact' was asked for, but torch runs the network, in bfloat16" in caplog.text
 
 
+@pytest.mark.parametrize("how", [Sampling("rk45", 1), Sampling("ddim", 3)], ids=str)
+def test_so_it_is_whatever_the_reason(
+    student: Denoiser, how: Sampling, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+):
+    """Also where the sampler alone is it, and nobody looked at the network."""
+    monkeypatch.setattr(times, "MOST_ROWS", 4)
+    why = FastGenerator(student, how=how, accuracy="exact").unengined
+    assert why
+    warning = f"accuracy 'exact' was asked for, but torch runs the network, in float32: {why}."
+    assert caplog.text.count(warning) == 1
+
+
 def test_without_the_compiled_part_torch_steps_in(student: Denoiser, without_native: None):
     make = FastGenerator(student)
     assert not native_net(make)
@@ -256,7 +295,7 @@ def test_an_older_compiled_part_has_no_engine(student: Denoiser, monkeypatch: py
     monkeypatch.setattr(native, "module", Older())
     assert "older than this kdgen" in engine.missing()
     with pytest.raises(MissingError, match=r"older .*Install a C\+\+ compiler and kdgen again"):
-        Wish("native").refuse(engine.missing())
+        Wish("native").leave(engine.missing(), torch.float32)
 
 
 @with_engine
