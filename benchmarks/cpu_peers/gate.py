@@ -4,8 +4,8 @@
     python -m benchmarks.cpu_peers.gate --record   # on a quiet machine: set the floors anew
 
 Only ratios of one run are compared. The floors, by instruction set, are a generous part of what was
-measured, and a layer fails only if it stays below in every one of several tries. A floor whose layer
-was not timed fails too: the engine no longer says that it multiplies so.
+measured, and a layer fails only if it stays below in every one of several tries. A floor whose
+layer was not timed fails too: the engine no longer says that it multiplies so.
 """
 
 from __future__ import annotations

@@ -25,45 +25,49 @@ Place Program::place(const char* step, int id) const {
   return {id, buffers_[static_cast<std::size_t>(id)]};
 }
 
-void Program::add(std::string name, Step* step, std::initializer_list<Place> read,
-                  const Place& written) {
-  std::unique_ptr<Step> owned(step);
-  const auto now = static_cast<std::int64_t>(steps_.size());
+void Program::check(const std::string& name, std::initializer_list<Place> read,
+                    const Place& written) const {
   for (const Place& place : read) {
-    if (!place) continue;
-    Use& use = uses_[static_cast<std::size_t>(place.id)];
-    if (use.first < 0) {
+    if (place && uses_[static_cast<std::size_t>(place.id)].first < 0) {
       throw std::invalid_argument(name + ": buffer " + std::to_string(place.id) +
                                   " is read; expected a step before this one that writes it.");
     }
-    use.last = now;
   }
-  if (written) {
-    Use& use = uses_[static_cast<std::size_t>(written.id)];
-    if (use.first >= 0) {
-      throw std::invalid_argument(name + ": buffer " + std::to_string(written.id) +
-                                  " is written twice; expected one step.");
-    }
-    use.first = use.last = now;
+  if (written && uses_[static_cast<std::size_t>(written.id)].first >= 0) {
+    throw std::invalid_argument(name + ": buffer " + std::to_string(written.id) +
+                                " is written twice; expected one step.");
   }
-  work_ += owned->work();
+}
+
+void Program::add(std::string name, Step* step, std::initializer_list<Place> read,
+                  const Place& written, std::int64_t rows) {
+  std::unique_ptr<Step> owned(step);
+  check(name, read, written);
+  const auto now = static_cast<std::int64_t>(steps_.size());
+  const std::int64_t work = owned->work();
   steps_.push_back({std::move(name), std::move(owned), written.id});
+  for (const Place& place : read) {
+    if (place) uses_[static_cast<std::size_t>(place.id)].last = now;
+  }
+  if (written) uses_[static_cast<std::size_t>(written.id)] = {now, now};
+  work_ += work;
+  rows_ = std::max(rows_, rows);
   laid_out_ = false;
 }
 
 void Program::convolve(std::string name, const Convolve& p) {
-  rows_ = std::max(rows_, p.rows);
-  add(std::move(name), engine_.convolve(p), {p.x, p.more, p.residual}, p.y);
+  add(std::move(name), engine_.convolve(p), {p.x, p.more, p.residual}, p.y, p.rows);
 }
 
 void Program::normalise(std::string name, Normalise p) {
-  rows_ = std::max(rows_, p.rows);
+  check(name, {p.x, p.more}, p.y);  // before there are moments of it
   for (const auto& [of, to] : {std::pair(&p.x, &p.x_moments), {&p.more, &p.more_moments}}) {
     if (!*of) continue;
     *to = place("normalise", buffer({1, 2, of->shape.channels, Dtype::float32}));
     add(name + " moments", engine_.moments({*of, *to}), {*of}, *to);
   }
-  add(std::move(name), engine_.normalise(p), {p.x, p.more, p.x_moments, p.more_moments}, p.y);
+  add(std::move(name), engine_.normalise(p), {p.x, p.more, p.x_moments, p.more_moments}, p.y,
+      p.rows);
 }
 
 void Program::attend(std::string name, const Attend& p) {
@@ -75,8 +79,7 @@ void Program::resample(std::string name, const Resample& p) {
 }
 
 void Program::combine(std::string name, const Combine& p) {
-  rows_ = std::max(rows_, p.rows);
-  add(std::move(name), engine_.combine(p), {p.x, p.more}, p.y);
+  add(std::move(name), engine_.combine(p), {p.x, p.more}, p.y, p.rows);
 }
 
 void Program::call(std::string name, const Call& p) { add(std::move(name), caller(p), {p.x}, p.y); }

@@ -79,7 +79,12 @@ class Program {
     std::int64_t n;
   };
 
-  void add(std::string name, Step* step, std::initializer_list<Place> read, const Place& written);
+  // Throws std::invalid_argument where a buffer is read before it is written, or written twice.
+  void check(const std::string& name, std::initializer_list<Place> read,
+             const Place& written) const;
+  // Nothing is changed where it throws; `rows` are those of the step's tables.
+  void add(std::string name, Step* step, std::initializer_list<Place> read, const Place& written,
+           std::int64_t rows = 1);
   Cut cut(std::int64_t n, int threads) const;
   void lay_out();
   std::int64_t room(std::int64_t images) const;

@@ -199,7 +199,7 @@ def _layer(step: Step, trace: Trace, candidate: Candidate) -> Layer:
     if not isinstance(step, Convolve):
         return Layer(step, "", activations, cost.other(step, trace, activations))
     y = trace.buffers[step.y]
-    side, (c_out, c_in) = max(y.height, y.width), step.weight.shape[:2]
+    side, c_in = max(y.height, y.width), step.weight.shape[1]
     fewest = min(trace.channels(step.y), trace.channels(step.x) + trace.channels(step.more))
     seconds = {
         (form, product): cost.convolution(step, y, form, product, activations)

@@ -246,7 +246,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("wrong", [*WRONG, "no groups", "a small answer"])
+@pytest.mark.parametrize("wrong", [*WRONG, "no groups", "a small answer", "onto itself"])
 def test_what_cannot_be_is_refused(wrong):
     op = OneOp("", FLOAT32, x=normal(1, 16, 4, 4, seed=0))
     y, small, free = op.buffer(16, 4, 4), op.buffer(16, 2, 2), op.buffer(16, 2, 2)
@@ -267,10 +267,15 @@ def test_what_cannot_be_is_refused(wrong):
         "act": True,
     }
     value = WRONG.get(wrong, 0)
-    bad = {"no groups": {"groups": 0}, "a small answer": {"y": free}}.get(
-        wrong, {wrong: small if value == "small" else value}
-    )
+    bad = {
+        "no groups": {"groups": 0},
+        "a small answer": {"y": free},
+        "onto itself": {"y": op.at["x"], "rows": 2},
+    }.get(wrong, {wrong: small if value == "small" else value})
     with refused("normalise", "norm"):
         op.program.normalise(*(good | bad).values())
     op.program.normalise(*good.values())
     assert not op.answer(y, 16, 4, 4).run().any()
+    out = torch.empty(16 * 16)
+    steps = op.program.profile(zeros.data_ptr(), 0, out.data_ptr(), 1)
+    assert [name for name, _ in steps] == ["input", "layer", "norm moments", "norm", "output"]
