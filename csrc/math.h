@@ -15,7 +15,8 @@
 
 namespace kdgen {
 
-// Contraction is switched off, so a fused multiply-add happens here and nowhere else.
+// Where contraction is switched off, as in all ops, a fused multiply-add happens here and nowhere
+// else.
 KDGEN_INLINE float fused(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return fmaf(a, b, c);

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <string>
@@ -202,6 +203,8 @@ void attend(Program& program, std::string name, int q, std::int64_t q_at, int k,
       step,
       std::to_string(heads) + " heads of " + std::to_string(width) +
           " channels; expected multiples of 16 that make up y.");
+  require(scale >= 0 && std::isfinite(scale), step,
+          "scale is " + std::to_string(scale) + "; expected a finite one, at least 0.");
   for (const Slice& slice : {p.q, p.k, p.v}) {
     same_dtype(step, p.y, slice.place);
     same_size(step, p.y, slice.place);

@@ -106,7 +106,7 @@ struct Attend {
   Slice q, k, v;
   Place y;
   std::int64_t heads, width;  // width: channels of a head
-  float scale;
+  float scale;                // not negative
 };
 
 // A separable filter that halves or doubles the size.

@@ -2,7 +2,7 @@
 //
 // GCC's vector types are plain C++ arithmetic on every target, so one source serves them all;
 // multiplications and additions contract to fused ones here (unlike in the ops: see
-// CMakeLists.txt). Intrinsics only for what C++ cannot say.
+// cmake/CpuKernels.cmake). Intrinsics only for what C++ cannot say.
 #pragma once
 
 #include <cstdint>

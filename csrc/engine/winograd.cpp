@@ -21,8 +21,8 @@ namespace {
 // Between two points' matrices, in values: at a distance of a power of two they would share the
 // same few places of the first-level cache.
 constexpr std::int64_t kApart = 32;
-// Of a block. Fewer would read the weights more often than the third-level cache gives them;
-// more would push each other's points out of the second-level cache.
+// Of a block. Fewer would read the weights more often than the third-level cache gives them. So it
+// is for wide layers too, whose points of 48 tiles are more than a second-level cache holds.
 constexpr std::int64_t kTiles = 48;
 // Of all images together, for which the points of weights are made of taps. F(4×4) takes two thirds
 // of the time then with 4 tiles, four fifths with 8, more with 16; F(2×2) a seventh less with 4,
