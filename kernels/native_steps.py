@@ -30,8 +30,7 @@ def bias_residual_backward(
     dy = layout.dense(dy, form)
     n, c = dy.shape[:2]
     dx = dy if scale == 1 else layout.empty(dy, form)
-    room = torch.empty((n + 1, c), dtype=torch.float32, device=dy.device) if wants_bias else None
-    dbias, partial = (None, None) if room is None else (room[0], room[1:])
+    dbias, partial = (_floats(dy, c), _floats(dy, n, c)) if wants_bias else (None, None)
     if not dy.numel():
         return dx, None if dbias is None else dbias.zero_()
     _native().bias_residual_backward(
@@ -121,3 +120,7 @@ def _sizes(x: Tensor, form: torch.memory_format) -> tuple[int, int, int, bool, i
     n, c = x.shape[:2]
     last = layout.channels_last(form)
     return n, c, x.numel() // (n * c), last, CODES[x.dtype], torch.get_num_threads()
+
+
+def _floats(like: Tensor, *size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device=like.device)

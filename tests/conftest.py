@@ -80,12 +80,12 @@ def lively() -> Callable[[Module], Module]:
     def enliven(net: Module, seed: int = 0) -> Module:
         r = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for p in net.parameters():
+            for name, p in net.named_parameters():
                 drawn = torch.randn(p.shape, generator=r, dtype=p.dtype)
                 if p.dim() > 1:
                     p.copy_(drawn * max(1, p[0].numel()) ** -0.5)
-                else:  # a bias, or the gain of a norm, around 0 or 1: torch draws biases, too
-                    p.copy_((p == 1) + 0.1 * drawn)
+                else:  # scattered around its beginning, but for a bias, which torch may draw
+                    p.mul_(not name.endswith("bias")).add_(drawn, alpha=0.1)
         return net
 
     return enliven

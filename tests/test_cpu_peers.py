@@ -114,17 +114,24 @@ def test_calls_are_repeated_until_they_last_long_enough(seconds: float, calls: i
     assert calls * seconds >= rounds.ROUND_SECONDS
 
 
-def test_a_round_begins_with_a_call_that_is_not_timed():
-    log: list[str] = []
+def test_a_round_begins_with_a_call_that_is_not_timed(monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+    durations = iter([100.0, 1.0, 2.0, 6.0])
+
+    def call() -> None:
+        clock[0] += next(durations)
+
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock[0])
     contestant = worker.Contestant.__new__(worker.Contestant)
-    contestant.calls = {8: lambda: log.append("call")}
-    assert contestant.round(8, 3)["seconds"] < 1
-    assert len(log) == 4
+    contestant.calls = {8: call}
+    assert contestant.round(8, 3) == {"seconds": 3.0}
 
 
 def test_a_batch_that_would_outlast_the_budget_is_refused_with_the_reason():
     assert rounds.too_slow(5.0, 7, 70.0) == ""
     assert rounds.too_slow(5.1, 7, 70.0) == "over the budget of 70 s: a call takes about 5 s"
+    assert rounds.too_slow(0.29, 100, 86.0)  # two calls behind an untimed one
+    assert not rounds.too_slow(0.29, 100, 88.0)
 
 
 class Asked:
@@ -455,6 +462,33 @@ def test_a_claim_of_which_nothing_is_left_is_not_confirmed(
     assert again.main([str(first), str(written(tmp_path, content, "b.json"))]) == code
     assert ("GONE" in (said := capsys.readouterr().out)) == bool(code)
     assert ("it hung" in said) == bool(code)
+
+
+def test_a_claim_is_not_confirmed_without_the_peer_that_was_the_fastest(
+    tmp_path: Path, capsys: Any
+):
+    content = document()
+    rows = content["networks"]["ddpm32"]["variants"]
+    rows["kdgen-bf16"] = rows["kdgen-fp32"]
+    for name, seconds in {"aot-fp32": 0.6, "compile-fp32": 0.9}.items():
+        rows[name] = {"batches": {"8": {"seconds": [seconds] * 4, "error": 1e-2}}}
+    first = written(tmp_path, content)
+    rows["aot-fp32"] = {"failed": "it hung"}
+    assert again.main([str(first), str(written(tmp_path, content, "b.json"))]) == 1
+    assert "GONE" in capsys.readouterr().out
+    del rows["aot-fp32"]
+    assert again.main([str(first), str(written(tmp_path, content, "c.json"))]) == 0
+
+
+def test_what_a_run_was_asked_for_is_in_its_file(tmp_path: Path):
+    """One that was ended early has no row of the contestants that were still to come."""
+    content = document()
+    content["networks"]["ddpm32"]["contestants"] = ["openvino-fp32", "kdgen-fp32", "kdgen-bf16"]
+    (results,) = figures.networks(content)
+    assert results.asked("kdgen-bf16")
+    assert results.why("kdgen-bf16", 8) == "not measured"
+    assert not results.asked("kdgen-exact")
+    assert results.why("kdgen-exact", 8) == "not asked for"
 
 
 def test_two_runs_with_nothing_in_common_confirm_nothing(tmp_path: Path):

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
-from benchmarks.cpu_peers import gate, layers
+from benchmarks.cpu_peers import by_layer, gate, layers
 from benchmarks.cpu_peers.layers import BF16, FP32, INT8, LAYERS, Layer, Pair
 from kdgen.kernels import native
 
@@ -165,6 +165,22 @@ def test_both_sides_do_the_same_work(layer: Layer):
     pair = Pair(make(), layer, threads=1)
     assert pair.error() <= layers.WORST[layer.dtype]
     assert pair.torchs().shape == pair.ours().shape
+
+
+def test_where_the_time_goes_is_told_of_every_step(capsys: Any):
+    make = layers.program()
+    if isinstance(make, str):
+        pytest.skip(make)
+    assert by_layer.main(["tiny16", "--batches", "1", "2", "--repeats", "1"]) == 0
+    head, _, *table = capsys.readouterr().out.splitlines()
+    assert head.startswith("tiny16, fp32 on ")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    plan = by_layer._plan("tiny16", "fp32", make())
+    assert sum(int(row[1]) for row in rows[:-1]) == len(plan.layers)
+    for column in (3, 5):  # rounded to 0.01 ms a row, and 0.1 in all
+        spent = [float(row[column]) for row in rows]
+        assert sum(spent[:-1]) == pytest.approx(spent[-1], abs=0.05 + 0.005 * len(rows))
+    assert {len(row) for row in rows} == {8}
 
 
 def test_a_doubled_layer_counts_the_products_of_its_output():

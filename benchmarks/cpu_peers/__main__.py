@@ -109,6 +109,7 @@ def _facts(plan: Plan, argv: Sequence[str] | None) -> dict[str, Any]:
         "versions": {**machine.facts()["versions"], **{p: _version(p) for p in PACKAGES}},
         "threads": plan.threads,
         "rounds": plan.rounds,
+        "contestants": [v.name for v in plan.variants],
         "batches": list(plan.batches),
     }
 

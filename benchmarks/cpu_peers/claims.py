@@ -35,7 +35,8 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """`why` says why there is no ratio, `asked` whether the run was to have one."""
+    """`why` says why there is no ratio, `asked` whether the run was to have one. `absent`: peers
+    that it was to have, too, and that have no figure."""
 
     claim: Claim
     network: str
@@ -45,6 +46,7 @@ class Verdict:
     errors: tuple[float, float] | None = None  # ours, the peer's
     why: str = ""
     asked: bool = True
+    absent: tuple[str, ...] = ()
 
     @property
     def aim(self) -> float | None:
@@ -65,11 +67,12 @@ def verdicts(results: Results) -> Iterator[Verdict]:
 def _verdict(claim: Claim, results: Results, batch: int) -> Verdict:
     ours = results.figure(claim.ours, batch)
     peers = {name: f for name in claim.peers if (f := results.figure(name, batch))}
+    absent = tuple(n for n in claim.peers if results.asked(n) and n not in peers)
     if ours is None or not peers:
         missing = claim.peers[0] if ours else claim.ours
         why = f"{BY_NAME[missing].title}: {results.why(missing, batch)}"
-        asked = bool(results.row(claim.ours)) and any(results.row(name) for name in claim.peers)
+        asked = results.asked(claim.ours) and any(map(results.asked, claim.peers))
         return Verdict(claim, results.name, batch, why=why, asked=asked)
     peer, best = max(peers.items(), key=lambda item: item[1].rate.middle)
     errors = ours.error, best.error
-    return Verdict(claim, results.name, batch, peer, ratio(ours, best), errors)
+    return Verdict(claim, results.name, batch, peer, ratio(ours, best), errors, absent=absent)

@@ -68,6 +68,10 @@ class Results:
         row: dict[str, Any] = self.said["variants"].get(variant, {})
         return row
 
+    def asked(self, variant: str) -> bool:
+        """Whether the run was to have it; older files know only those of which there is a row."""
+        return variant in self.said.get("contestants", self.said["variants"])
+
     def figure(self, variant: str, batch: int) -> Figure | None:
         """None where it has none."""
         row = self.row(variant)
@@ -80,7 +84,7 @@ class Results:
     def why(self, variant: str, batch: int) -> str:
         """The reason for a figure that is not there."""
         row = self.row(variant)
-        if not row:
+        if not self.asked(variant):
             return "not asked for"
         if why := row.get("failed"):
             return str(why)

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     lost = sorted(floors.keys() - {r.layer.key for r in results})
     for key in lost:
-        print(f"{'LOST':<9}{key}: has a floor, and {isa} does not offer it")
+        print(f"{'LOST':<9}{key}: has a floor for {isa}, and was not timed")
     bad = any(r.verdict(floors.get(r.layer.key)) in ("LOWER", "WRONG") for r in results)
     return int(bad or bool(lost))
 

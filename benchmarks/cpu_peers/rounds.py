@@ -31,6 +31,6 @@ def calls(seconds: float) -> int:
 
 def too_slow(seconds: float, rounds: int, budget: float) -> str:
     """Why a batch is not timed; "" if all its rounds fit into the budget."""
-    if rounds * (seconds + max(seconds, ROUND_SECONDS)) <= budget:
+    if rounds * (1 + calls(seconds)) * seconds <= budget:
         return ""
     return f"over the budget of {budget:.0f} s: a call takes about {seconds:.0f} s"

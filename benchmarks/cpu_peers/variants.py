@@ -24,13 +24,13 @@ class Variant:
         return self.runner in _MADE
 
     @property
-    def dtypes(self) -> tuple[str, ...]:
-        """Of the products that it may choose."""
-        return (self.dtype, "int8") if self.mode == "fastest" else (self.dtype,)
-
-    @property
     def ours(self) -> bool:
         return self.runner == "accelerated"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Of the products that it may choose."""
+        return ("fp32", "bf16", "int8") if self.ours else (self.dtype,)
 
 
 _MADE = ("packaged", "onnx_runtime", "open_vino")

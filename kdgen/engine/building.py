@@ -44,14 +44,15 @@ def taken(
     folds: Collection[str] = FOLDS,
 ) -> Taken:
     """`denoiser` for these times only, as the wish has it; `dtype` is what the network was asked
-    for in. Autocast is left aside: the engine rounds as its class says, and is held to float32.
+    for in. Autocast is left aside, the engine rounds as its class says and is held to float32; so
+    is torch's default device.
 
     Raises what `Wish.leave` raises, where it insists on the engine; MemoryLimitError where there
     is no room for it then.
     """
     if not (why := wish.unable(dtype, device) or fold.overgrown(times, denoiser.classes)):
         try:
-            with torch.autocast("cpu", enabled=False):
+            with torch.device("cpu"), torch.autocast("cpu", enabled=False):
                 return Taken(_compiled(denoiser, times, folds, wish.accuracy_for(dtype)), "")
         except Refused as refused:
             why = str(refused)

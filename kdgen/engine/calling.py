@@ -84,7 +84,7 @@ def _alike(beside: Tensor, alone: Tensor) -> bool:
 def callback(step: Call, x: Buffer, y: Buffer, dtype: torch.dtype) -> Callable[[Room, Room], None]:
     """What the engine calls for an image: (x's room, y's room), values of `dtype`."""
     assert native.module is not None
-    channels, use_one_thread = sum(y.parts), native.module.use_one_thread
+    channels, use_one_thread = y.own, native.module.use_one_thread
     # All that belongs to a thread is set: which one of the engine's it is must not show.
     context = copy_context()
 

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import torch
 
 from kdgen.engine import cost
-from kdgen.engine.steps import Convolve, Step, Trace
+from kdgen.engine.steps import NONE, Convolve, Step, Trace
 
 Made = TypeVar("Made")
 
@@ -200,7 +200,8 @@ def _layer(step: Step, trace: Trace, candidate: Candidate) -> Layer:
         return Layer(step, "", activations, cost.other(step, trace, activations))
     y = trace.buffers[step.y]
     side, c_in = max(y.height, y.width), step.weight.shape[1]
-    fewest = min(trace.channels(step.y), trace.channels(step.x) + trace.channels(step.more))
+    read = sum(trace.buffers[at].own for at in (step.x, step.more) if at != NONE)
+    fewest = min(y.own, read)
     seconds = {
         (form, product): cost.convolution(step, y, form, product, activations)
         for form in cost.forms(step, trace)

@@ -37,7 +37,7 @@ def probe(folded: Folded) -> Probe:
     """At the noisiest time some class, at the cleanest none; at the size that images have there."""
     times = torch.tensor([folded.times[-1], folded.times[0]], dtype=torch.float64)
     r = torch.Generator().manual_seed(SEED)
-    x_t = torch.randn(2, *folded.shape, generator=r, dtype=torch.float32, device="cpu")
+    x_t = torch.randn(2, *folded.shape, generator=r, dtype=torch.float32)
     levels = Levels(folded.schedule, times, x_t.double())
     spread = ((SIGMA_DATA * levels.alpha).square() + levels.sigma.square()).sqrt()
     x = folded.scaled(x_t * spread, levels).float().contiguous(memory_format=torch.channels_last)

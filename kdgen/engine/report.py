@@ -119,12 +119,12 @@ def _what(step: Step, trace: Trace) -> str:
     assert not isinstance(step, steps.Output)
     y = trace.buffers[step.y]
     size = f"at {y.height}×{y.width}"
-    c_out = sum(y.parts)
+    c_out = y.own
     if isinstance(step, steps.Call):
         return f"{type(step.module).__name__} {c_out} {size}"
     if not isinstance(step, steps.Convolve):
         return f"{_VERBS[type(step)]} {c_out} {size}"
     inputs = [trace.buffers[at] for at in (step.x, step.more) if at != steps.NONE]
-    c_in = sum(sum(x.parts) for x in inputs)
+    c_in = sum(x.own for x in inputs)
     stride = f" stride {step.stride}" if step.stride > 1 else ""
     return f"{step.kernel}×{step.kernel}{stride} {c_in}→{c_out} {size}"

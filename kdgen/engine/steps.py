@@ -33,6 +33,11 @@ class Buffer:
         return sum(map(padded, self.parts))
 
     @property
+    def own(self) -> int:
+        """Channels without the zeros."""
+        return sum(self.parts)
+
+    @property
     def values(self) -> int:
         """Numbers of one image."""
         return self.height * self.width * self.channels
@@ -190,10 +195,6 @@ class Trace:
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...]
     rows: int
-
-    def channels(self, buffer: int) -> int:
-        """Of a buffer, without the zeros behind its parts; 0 for NONE."""
-        return 0 if buffer == NONE else sum(self.buffers[buffer].parts)
 
     @property
     def input(self) -> Input:

@@ -66,7 +66,8 @@ def test_torchs_default_dtype_and_device_mean_nothing_to_it(student: Denoiser, d
         torch.set_default_dtype(before)
     x, time = torch.ones(2, *student.shape), torch.ones(2)
     with torch.device("meta"):
-        said = found.denoiser.net(x, time)
+        made = building.taken(student, (1.0,), Wish("native"), torch.float32, torch.device("cpu"))
+        said = made.denoiser.net(x, time)  # type: ignore[union-attr]
     assert torch.equal(said, expected.denoiser.net(x, time))
 
 

@@ -294,6 +294,34 @@ def test_threads_do_not_change_a_bit(op, threads, grads):
             assert all(map(torch.equal, runs[0], other)), example.name
 
 
+# ---- torch's defaults -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.skipif(bool(native.why), reason=native.why or "loaded")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@per_op
+def test_torchs_defaults_change_no_bit(op, dtype, default_dtype, grads):
+    """Where memory got the default's size instead of its own, the compiled part wrote past it."""
+    for example in op.examples(torch.float32, torch.device("cpu")):
+        runs = []
+        for default, device in ((torch.float32, "cpu"), (dtype, "meta")):
+            default_dtype(default)
+            with kernels.use("native"):
+                with torch.device(device):
+                    y = op(*example.args)
+                learned = grads(op, example.args, torch.ones_like(y)) if op in LEARNING else []
+            runs.append([y, *learned])
+        assert all(map(torch.equal, *runs)), example.name
+        assert all(a.dtype is b.dtype for a, b in zip(*runs, strict=True)), example.name
+
+
 # ---- offsets beyond 32 bits -----------------------------------------------------------------
 
 
