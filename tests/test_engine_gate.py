@@ -175,7 +175,7 @@ def test_where_the_time_goes_is_told_of_every_step(capsys: Any):
     head, _, *table = capsys.readouterr().out.splitlines()
     assert head.startswith("tiny16, fp32 on ")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
-    plan = by_layer._plan("tiny16", "fp32", make())
+    plan = by_layer._plan("tiny16", "fp32")
     assert sum(int(row[1]) for row in rows[:-1]) == len(plan.layers)
     for column in (3, 5):  # rounded to 0.01 ms a row, and 0.1 in all
         spent = [float(row[column]) for row in rows]

@@ -39,9 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def confirmed(first: Verdict, second: Verdict) -> bool:
     """Not without the peer that was the fastest: the others would let ours look better."""
     assert first.ratio is not None
-    if second.ratio is None or first.peer in second.absent:
+    if gone(first, second):
         return False
+    assert second.ratio is not None
     return second.ratio.middle >= first.ratio.least
+
+
+def gone(first: Verdict, second: Verdict) -> bool:
+    """Whether the second run has nothing to hold against the first."""
+    return second.ratio is None or first.peer in second.absent
 
 
 def _known(path: Path) -> dict[str, Verdict]:
@@ -53,9 +59,9 @@ def _lines(both: Sequence[tuple[Verdict, Verdict]]) -> Iterator[str]:
     for first, second in both:
         a, b = first.ratio, second.ratio
         assert a is not None
-        gone = b is None or first.peer in second.absent
-        said = "confirmed" if confirmed(first, second) else "GONE" if gone else "LOWER"
-        then = number(b.middle) if b and not gone else second.why or f"nothing of {first.peer}"
+        lost = gone(first, second)
+        said = "confirmed" if confirmed(first, second) else "GONE" if lost else "LOWER"
+        then = number(b.middle) if b and not lost else second.why or f"nothing of {first.peer}"
         yield (
             f"{said:<9}  {number(a.middle)} ({number(a.least)}–{number(a.most)}), then {then}   "
             f"{first.key}"

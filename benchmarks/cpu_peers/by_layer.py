@@ -20,9 +20,10 @@ import torch
 
 from kdgen import engine, fold
 from kdgen.denoiser import Denoiser
-from kdgen.engine import cost
+from kdgen.engine import building, cost
 from kdgen.engine.choice import BOUNDS, Layer, Plan, plans
 from kdgen.engine.compiling import compiled
+from kdgen.engine.report import way
 from kdgen.engine.steps import Attend, Convolve, Normalise
 from kdgen.engine.tracing import trace
 from kdgen.schedules import LinearVP
@@ -52,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--repeats", type=int, default=REPEATS)
     a = parser.parse_args(argv)
-    if isinstance(ready := program(), str):
-        print(f"by layer: {ready}")
+    if isinstance(why := program(), str):
+        print(f"by layer: {why}")
         return 0
-    plan = _plan(a.network, a.accuracy, ready())
+    plan = _plan(a.network, a.accuracy)
     made = compiled(plan)
     seconds = _least(made, plan, a.batches, a.repeats)
     for line in _lines(a, plan, made.isa, seconds):
@@ -63,12 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _plan(network: str, accuracy: str, program: Any) -> Plan:
+def _plan(network: str, accuracy: str) -> Plan:
     net, _ = networks.NETWORKS[network]()
     plain = Denoiser(net.eval(), LinearVP(), "x0")
     folded = fold.fold(plain, (1.0,), folds=engine.FOLDS, check=False)
-    fast = {"fast_bf16": program.fast_bf16, "fast_int8": program.fast_int8}
-    return plans(trace(folded), accuracy, **fast)[0]
+    return plans(trace(folded), accuracy, **building.fast())[0]
 
 
 def _least(made: Any, plan: Plan, batches: Sequence[int], repeats: int) -> Seconds:
@@ -107,10 +107,8 @@ def _kinds(plan: Plan) -> tuple[dict[str, str], dict[str, Kind]]:
         names.setdefault(layer.step.name, what)
         if isinstance(layer.step, Convolve):
             y, (c_out, c_in) = plan.trace.buffers[layer.step.y], layer.step.weight.shape[:2]
-            taps = layer.step.kernel**2
-            points = cost.FORMS[layer.form].products if layer.form != "direct" else taps
-            kind.packed += points * c_out * c_in * layer.product.itemsize
-            kind.products += taps * c_out * c_in * y.height * y.width
+            kind.packed += cost.taken(layer.step, layer.form).packed(layer.step, layer.product)
+            kind.products += layer.step.kernel**2 * c_out * c_in * y.height * y.width
     return names, kinds
 
 
@@ -118,8 +116,7 @@ def _kind(layer: Layer, plan: Plan) -> str:
     step = layer.step
     if isinstance(step, Convolve):
         y = plan.trace.buffers[step.y]
-        how = f"{layer.form} {str(layer.product)[6:]}"
-        return f"{step.kernel}×{step.kernel} at {y.height}×{y.width}, {how}"
+        return f"{step.kernel}×{step.kernel} at {y.height}×{y.width}, {way(layer)}"
     return {Attend: "attention", Normalise: "group norm"}.get(type(step), "others")
 
 

@@ -104,7 +104,7 @@ def network(folded: fold.Folded, accuracy: str) -> Network:
         with torch.inference_mode():
             return made, sample.error(made(sample.x, sample.time, sample.label))
 
-    plans = choice.plans(found, accuracy, **_fast())
+    plans = choice.plans(found, accuracy, **fast())
     settled = choice.settled(plans, choice.BOUNDS[accuracy], attempt)
     settled.made.report = _report(accuracy, settled)
     if not settled.error <= choice.BOUNDS[accuracy]:
@@ -127,7 +127,7 @@ def _report(accuracy: str, settled: choice.Settled[Network]) -> report.Report:
     )
 
 
-def _fast() -> dict[str, bool]:
+def fast() -> dict[str, bool]:
     """Which products are one instruction."""
     assert native.module is not None
     program = native.module.Program()

@@ -53,6 +53,11 @@ class Form:
     products: int
     transformed: float = 0.0
 
+    def packed(self, step: Convolve, product: torch.dtype) -> int:
+        """Bytes of weights."""
+        c_out, c_in = step.weight.shape[:2]
+        return self.products * c_in * c_out * product.itemsize
+
 
 # F(4×4)'s transforms have six points instead of four: each value costs about twice as much.
 FORMS = {
@@ -75,21 +80,25 @@ def forms(step: Convolve, trace: Trace) -> tuple[str, ...]:
     return ("direct", "winograd2", "winograd4") if usual and alike else ("direct",)
 
 
+def taken(step: Convolve, form: str) -> Form:
+    """A direct convolution has a product a tap, whatever its window."""
+    return Form(1, step.kernel**2) if form == "direct" else FORMS[form]
+
+
 def convolution(
     step: Convolve, y: Buffer, form: str, product: torch.dtype, activations: torch.dtype
 ) -> float:
     """Products at the roof, transforms, and the weights' way from memory."""
     c_out, c_in = step.weight.shape[:2]
-    how = Form(1, step.kernel**2) if form == "direct" else FORMS[form]
+    how = taken(step, form)
     tiles = -(-y.height // how.outputs) * -(-y.width // how.outputs)
     seconds = tiles * how.products * c_in * c_out * 2 / ROOF[product]
     if how.transformed:
         seconds += tiles * how.products * (c_in + c_out) / how.transformed
     if product is torch.int8:
         seconds += tiles * how.products * c_in / ROUNDED
-    packed = how.products * c_in * c_out * product.itemsize
     moved = (1 + (step.residual != NONE)) * y.values * activations.itemsize
-    return seconds + packed / BANDWIDTH / IMAGES + moved / BANDWIDTH
+    return seconds + how.packed(step, product) / BANDWIDTH / IMAGES + moved / BANDWIDTH
 
 
 def other(step: Step, trace: Trace, activations: torch.dtype) -> float:

@@ -70,7 +70,7 @@ def lines(plan: Plan) -> tuple[Line, ...]:
     """The steps that take time, in groups."""
 
     def alike(layer: Layer) -> tuple[str, str]:
-        return _what(layer.step, plan.trace), _how(layer)
+        return _what(layer.step, plan.trace), way(layer)
 
     timed = sorted((layer for layer in plan.layers if layer.seconds), key=alike)
     found = []
@@ -111,7 +111,8 @@ def _shortened(found: list[Line]) -> tuple[Line, ...]:
     return (*large, Line("others", "", count, share, small[0].first))
 
 
-def _how(layer: Layer) -> str:
+def way(layer: Layer) -> str:
+    """Its form and its products; "" where there is but one way."""
     return f"{layer.form} {str(layer.product)[6:]}" if layer.form else ""
 
 

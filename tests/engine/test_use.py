@@ -54,16 +54,15 @@ def native_net(make: FastGenerator) -> bool:
 
 @with_engine
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_torchs_default_dtype_and_device_mean_nothing_to_it(student: Denoiser, dtype: torch.dtype):
+def test_torchs_default_dtype_and_device_mean_nothing_to_it(
+    student: Denoiser, dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+):
     """Memory for an answer must not be half as large as what is written there."""
     expected = FastGenerator(student, engine="native")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        found = FastGenerator(student, engine="native")
-        assert torch.equal(found(12), expected(12))
-    finally:
-        torch.set_default_dtype(before)
+    default_dtype(dtype)
+    found = FastGenerator(student, engine="native")
+    assert torch.equal(found(12), expected(12))
+    default_dtype(torch.float32)
     x, time = torch.ones(2, *student.shape), torch.ones(2)
     with torch.device("meta"):
         made = building.taken(student, (1.0,), Wish("native"), torch.float32, torch.device("cpu"))

@@ -271,6 +271,13 @@ def enlarged(args, least=40_000):
     return tuple(map(more, args))
 
 
+def answers(op, args, grads):
+    """Of the compiled part: what the op says, and the gradients of one that has them."""
+    with kernels.use("native"):
+        y = op(*args)
+        return [y, *(grads(op, args, torch.ones_like(y)) if op in LEARNING else [])]
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
@@ -286,22 +293,12 @@ def test_threads_do_not_change_a_bit(op, threads, grads):
         runs = []
         for count in (1, 2, 3):
             threads(count)
-            with kernels.use("native"):
-                y = op(*args)
-                learned = grads(op, args, torch.ones_like(y)) if op in LEARNING else []
-            runs.append([y, *learned])
+            runs.append(answers(op, args, grads))
         for other in runs[1:]:
             assert all(map(torch.equal, runs[0], other)), example.name
 
 
 # ---- torch's defaults -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def default_dtype():
-    before = torch.get_default_dtype()
-    yield torch.set_default_dtype
-    torch.set_default_dtype(before)
 
 
 @pytest.mark.skipif(bool(native.why), reason=native.why or "loaded")
@@ -313,11 +310,8 @@ def test_torchs_defaults_change_no_bit(op, dtype, default_dtype, grads):
         runs = []
         for default, device in ((torch.float32, "cpu"), (dtype, "meta")):
             default_dtype(default)
-            with kernels.use("native"):
-                with torch.device(device):
-                    y = op(*example.args)
-                learned = grads(op, example.args, torch.ones_like(y)) if op in LEARNING else []
-            runs.append([y, *learned])
+            with torch.device(device):
+                runs.append(answers(op, example.args, grads))
         assert all(map(torch.equal, *runs)), example.name
         assert all(a.dtype is b.dtype for a, b in zip(*runs, strict=True)), example.name
 
